@@ -1,0 +1,120 @@
+"""Training data in the order it is seen: a seeded permutation each epoch, and rows refilled as they end."""
+
+from collections.abc import Sized
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probgram.inference.objective import Rollout
+from probgram.tasks import KnownAnswers, Task, group_answers
+
+
+def as_known_answers(data: Any) -> KnownAnswers:
+    """Bring training data to problems with their known answers.
+
+    Args:
+        data: a `Task` (its training examples), `KnownAnswers`, a pair of integer arrays (x `[P, ...]`,
+            y `[P, L]`), or a torch `Dataset` of such pairs.
+
+    Raises:
+        ValueError: none of these, or arrays that do not fit together.
+    """
+    if isinstance(data, KnownAnswers):
+        return data
+    if isinstance(data, Task):
+        return group_answers(*data.examples("train"))
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return group_answers(*(np.asarray(part) for part in data))
+    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+        rows = [data[i] for i in range(len(data))]
+        if rows and all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
+            return group_answers(*(np.stack([np.asarray(row[k]) for row in rows]) for k in (0, 1)))
+    raise ValueError(
+        "data must be a Task, KnownAnswers, a pair (x, y) of integer arrays or a Dataset of such pairs, "
+        f"got {type(data).__name__}"
+    )
+
+
+class Batches:
+    """Hands out problems in a seeded order, and keeps a `Rollout`'s rows filled.
+
+    Args:
+        known: the problems.
+        batch: B, rows of this rank's rollout.
+        particles: N.
+        depth: S, depth steps after which a row ends.
+        seed: of the order.
+        staggered: start rows at different ages, so that every optimiser step sees all depths.
+        rank: this process among `world`; each takes its own share of every global batch.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        known: KnownAnswers,
+        batch: int,
+        particles: int,
+        depth: int,
+        seed: int,
+        staggered: bool,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.known, self.batch, self.particles, self.depth, self.seed = known, batch, particles, depth, seed
+        self.rank, self.world = rank, world
+        self.drawn = 0  # problems drawn so far by all ranks: the whole state of the order
+        self.life = torch.arange(batch) % depth + 1 if staggered else torch.full((batch,), depth)
+
+    def start(self, device: torch.device) -> Rollout:
+        """A rollout whose rows are all at age 0."""
+        x, answers, count, target = self._draw(self.batch, device)
+        return Rollout(x, answers, count, target, torch.zeros(self.batch, dtype=torch.long))
+
+    def refill(self, rollout: Rollout, also: Tensor | None = None) -> Rollout:
+        """Replace the rows that have ended (and those of `also`, bool `[B]` on the host) by new problems."""
+        ended = rollout.age >= self.life
+        if also is not None:
+            ended = ended | also
+        rows = ended.nonzero()[:, 0]
+        if not len(rows):
+            return rollout
+        self.life[rows] = self.depth
+        x, answers, count, target = self._draw(len(rows), rollout.x.device)
+        place = rows.to(rollout.x.device)
+        return rollout._replace(
+            x=rollout.x.index_copy(0, place, x),
+            answers=rollout.answers.index_copy(0, place, answers),
+            count=rollout.count.index_copy(0, rows, count),
+            target=rollout.target.index_copy(1, place, target),
+            age=rollout.age.index_fill(0, rows, 0),
+        )
+
+    def _draw(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next problems, their answers, the counts, and an answer drawn uniformly for each trajectory."""
+        positions = self.drawn + self.rank + self.world * np.arange(rows)
+        self.drawn += rows * self.world
+        index = self._order(positions)
+        count = self.known.count[index]
+        draws = np.random.default_rng([self.seed, 1, int(positions[0])]).random((self.particles, rows))
+        target = torch.from_numpy((draws * count).astype(np.int64)).to(device)
+        x, answers = (torch.from_numpy(part[index]).to(device) for part in (self.known.x, self.known.answers))
+        return x, answers, torch.from_numpy(count), target
+
+    def _order(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Problem at each position of the endless sequence of seeded permutations."""
+        size = len(self.known.x)
+        index = np.empty(len(positions), dtype=np.int64)
+        epochs = positions // size
+        for epoch in np.unique(epochs):  # two at most, unless the data set is smaller than a batch
+            inside = epochs == epoch
+            index[inside] = self._permutation(int(epoch))[positions[inside] % size]
+        return index
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if getattr(self, "_cached", (-1, None))[0] != epoch:
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.known.x))
+            self._cached = (epoch, order)
+        return self._cached[1]

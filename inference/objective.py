@@ -1,0 +1,374 @@
+"""The training objective: one depth step in, a loss and the next state out.
+
+    loss = -( log p(y | z_n)  -  beta · Σ_t KL(q(eps_t | u_t, y) || p(eps_t | u_t)) )       nats a problem
+
+With carry = 1 (the default) trajectories are drawn from the prior, and only the last transition of the step
+at hand uses the guide, for the loss: the proposal u is shared, so the prior draw that carries on costs
+nothing more. The loss of a step is then a bound on log p(y | z_{n-1}) at states the chain really reaches.
+By Jensen E_prior[log p(y | z_{n-1})] <= log p(y | x): an honest bound, and nothing of y can leak.
+
+Source: Baek et al., arXiv 2605.19376, equations 8 to 11; several particles: Burda et al., arXiv 1509.00519.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from probgram import state as trees
+from probgram.chain import Chain, Guide
+from probgram.inference.handlers import GuidedSite, guided, weighted
+from probgram.inference.targets import Target, TargetView, attributed
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The orthogonal options of the objective; the defaults were measured (benchmarks/queens8_recipes.md)."""
+
+    depth: int = 8  # S, depth steps of a training trajectory
+    target: Target = attributed  # which known answer a step is trained towards: inference/targets.py
+    carry: float = 1.0  # probability that the next depth step starts from a prior draw
+    kl: Literal["every", "last"] = "every"  # which guided transitions of a step are charged
+    gradient: Literal["transition", "step", "full"] = "transition"  # how far back it flows
+    beta: float = 0.3  # weight of the KL
+    warm_up: int = 0  # optimiser steps over which beta rises from 0
+    balance: float | None = None  # b·KL(sg q || p) + (1 - b)·KL(q || sg p); None: plain KL
+    particles: int = 1  # trajectories of a problem
+    bound: Literal["elbo", "iwae"] = "elbo"
+    heads: float = 1.0  # weight of the heads' losses; they send no gradient into the core
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("depth", 1), ("particles", 1), ("warm_up", 0), ("beta", 0), ("heads", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if not 0 <= self.carry <= 1:
+            raise ValueError(f"carry must be between 0 and 1, got {self.carry}")
+        if self.balance is not None and not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must be None or between 0 and 1, got {self.balance}")
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        plain = self.balance is None and self.beta == 1 and not self.warm_up and self.kl == "every"
+        if self.bound == "iwae" and not (plain and self.gradient != "transition"):
+            raise ValueError('bound="iwae" needs plain KL at every transition, beta=1 and gradient="step" or "full"')
+
+
+_WORDS = {
+    "kl": ("every", "last"),
+    "gradient": ("transition", "step", "full"),
+    "bound": ("elbo", "iwae"),
+}
+
+
+class Rollout(NamedTuple):
+    """A batch of training trajectories between two depth steps; B problems, N trajectories each.
+
+    Fields:
+        x: `[B, ...]`.
+        answers: known answers, padded, `[B, M, L]`.
+        count: how many are known, `[B]`, kept on the host.
+        target: index of the answer each trajectory is trained towards, `[N, B]`.
+        age: depth steps taken, `[B]`, kept on the host; rows at 0 start afresh.
+        state: leaves `[N, B, ...]`; None before the very first step.
+        honest: bool `[N, B]`, whether every state so far came from the prior.
+        belief: log p(y_m | noise so far) up to a constant, `[N, B, M]`; None unless the target asks for it.
+        history: states after each depth step, leaves `[S, N, B, ...]`.
+    """
+
+    x: Tensor
+    answers: Tensor
+    count: Tensor
+    target: Tensor
+    age: Tensor
+    state: Any = None
+    honest: Tensor | None = None
+    belief: Tensor | None = None
+    history: Any = None
+
+
+class StepResult(NamedTuple):
+    """What a depth step of training returns."""
+
+    loss: Tensor  # nats, mean over problems
+    metrics: dict[str, Tensor]  # 0-dimensional, detached
+    rollout: Rollout  # where to go on
+    halted: Tensor  # bool [B]: the halt head says of every particle's prior state that its answer is right
+
+
+class StepTerms(NamedTuple):
+    """What one depth step contributes to the bound."""
+
+    log_p: Tensor  # log p(y | z_n), [N, B]
+    sites: list[GuidedSite]  # the guided transitions
+    log_ratio: Tensor | float  # Σ log p - log q of them, as sampled, [N, B]
+
+
+class Objective(nn.Module):
+    """A depth step of training (with gradient="full": all of them) in one forward pass.
+
+    Args:
+        chain: what is trained.
+        guide: its posterior; None trains on prior draws alone.
+        config: the options.
+        task: verifies decoded answers, for the heads' labels; None compares them with the known answers.
+
+    Raises:
+        ValueError: an option that needs a guide without one.
+    """
+
+    def __init__(
+        self, chain: Chain, guide: Guide | None = None, config: ObjectiveConfig | None = None, task: Any = None
+    ) -> None:
+        super().__init__()
+        self.config = config or ObjectiveConfig()
+        if guide is None and self.config.carry < 1:
+            raise ValueError("carry below 1 continues from the guide's draws, so it needs a guide")
+        if guide is None and self.config.target is attributed:
+            raise ValueError("target=attributed asks the guide which answer the noise argues for: it needs a guide")
+        self.chain, self.guide, self.task = chain, guide, task
+        self.autocast: torch.dtype | None = None  # type the network computes in; None: its parameters' own
+        self.optimiser_step = 0  # for the warm-up of beta
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL at this optimiser step."""
+        warm_up = self.config.warm_up
+        return self.config.beta * (min(1.0, (self.optimiser_step + 1) / warm_up) if warm_up else 1.0)
+
+    def forward(self, rollout: Rollout) -> StepResult:
+        """Take the next depth step of every row, or with gradient="full" all S of them from the start."""
+        terms = []
+        for _ in range(self.config.depth if self.config.gradient == "full" else 1):
+            term, rollout = self._depth_step(rollout)
+            terms.append(term)
+        loss, metrics = self._bound(terms)
+        head_loss, head_metrics, halted = self._heads(rollout)
+        return StepResult(loss + self.config.heads * head_loss, metrics | head_metrics, rollout, halted)
+
+    # -- one depth step ---------------------------------------------------------------------------------------
+
+    def _depth_step(self, rollout: Rollout) -> tuple[StepTerms, Rollout]:
+        config, (n, b) = self.config, rollout.target.shape
+        first = (rollout.age == 0).to(rollout.x.device).expand(n, b)
+        from_prior = torch.rand(n, b, device=first.device) < config.carry
+        y = pick(rollout.answers, rollout.target)  # [N, B, L]
+        with pyro.plate("particles", n, dim=-2), pyro.plate("problems", b, dim=-1):
+            with self._network():
+                context = self.chain.encode(rollout.x)
+            start = trees.expand(self.chain.init(context), (n, b))
+            state = start if rollout.state is None else trees.where(first, start, rollout.state)
+            state, terms, last = self._transitions(state, context, rollout, y, from_prior)
+        with torch.no_grad():
+            prior_state, noise = self._prior_draw(last)
+            belief = self._belief(rollout, last, noise) if config.target is attributed else None
+            view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
+            target = config.target(view)
+        terms = terms._replace(log_p=self._readout(state).log_prob(y))
+        carried = trees.where(from_prior, prior_state, state)
+        return terms, rollout._replace(
+            target=target,
+            age=rollout.age + 1,
+            state=carried if config.gradient == "full" else trees.detach(carried),
+            honest=from_prior if rollout.honest is None else from_prior & (rollout.honest | first),
+            belief=None if belief is None else belief.masked_fill(_beyond(rollout), 0.0),
+            history=_record(rollout.history, trees.detach(prior_state), rollout.age, config.depth),
+        )
+
+    def _transitions(
+        self, state: Any, context: Any, rollout: Rollout, y: Tensor, from_prior: Tensor
+    ) -> tuple[Any, StepTerms, GuidedSite]:
+        """Run T transitions. The guide acts on the last, and where the posterior carries on, on all of them.
+
+        Where the gradient stops at a transition, only what it can reach is guided: the last one.
+        """
+        config, chain = self.config, self.chain
+        t = 0 if chain.homogeneous else int(rollout.age[0])
+        sites: list[GuidedSite] = []
+        log_ratio: Tensor | float = 0.0
+        with self._network():
+            evidence = None if self.guide is None else self.guide.encode(y)
+        for k in range(chain.transitions):
+            is_last = k == chain.transitions - 1
+            reached = is_last or config.gradient != "transition"
+            rows = torch.ones_like(from_prior) if is_last else ~from_prior & reached
+            acts = is_last or (reached and config.carry < 1)
+            guide = self.guide if acts else None
+            with torch.set_grad_enabled(reached and torch.is_grad_enabled()), self._network():
+                with weighted() as w, guided(guide, evidence, None if is_last else rows) as q:
+                    state = chain.transition(state, t * chain.transitions + k, context)
+            if guide is not None:
+                log_ratio = log_ratio + w.log_weight
+                if is_last or config.kl == "every":
+                    sites += q.sites
+        state = trees.map_state(_widen, state)
+        return state, StepTerms(torch.empty(0), sites, log_ratio), q.sites[-1]
+
+    def _prior_draw(self, last: GuidedSite) -> tuple[Any, Tensor]:
+        """The state that the prior makes of the last proposal: where a trajectory really goes."""
+        noise = last.value if last.posterior is None else last.prior.sample()
+        return trees.map_state(_widen, self.chain.move(last.proposal, noise)), noise
+
+    # -- the bound --------------------------------------------------------------------------------------------
+
+    def _bound(self, terms: list[StepTerms]) -> tuple[Tensor, dict[str, Tensor]]:
+        log_p = torch.stack([term.log_p for term in terms]).sum(0)  # [N, B]
+        sites = [site for term in terms for site in term.sites]
+        kl = torch.stack([site.kl for site in sites]).sum(0) if sites else torch.zeros_like(log_p)
+        if self.config.bound == "iwae":
+            log_weight = log_p + torch.stack([torch.as_tensor(term.log_ratio) for term in terms]).sum(0)
+            loss = -(log_weight.logsumexp(0) - torch.tensor(len(log_weight)).log()).mean()
+        else:
+            loss = -(log_p - self.beta * self._charged(kl, sites)).mean()
+        metrics = {"reconstruction": -log_p.mean() / len(terms), "kl": kl.mean() / len(terms)}
+        for k, site in enumerate(sites[-self.chain.transitions :]):
+            metrics[f"kl_{k}"] = site.kl.mean()
+        metrics |= _sigma_range(sites)
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _charged(self, kl: Tensor, sites: list[GuidedSite]) -> Tensor:
+        """KL as the loss sees it: plain, or balanced between guide and prior (arXiv 2010.02193, eq. 5)."""
+        balance = self.config.balance
+        if balance is None or not sites:
+            return kl
+        towards_guide = [_detached_kl(site, guide=True) for site in sites]
+        towards_prior = [_detached_kl(site, guide=False) for site in sites]
+        return balance * torch.stack(towards_guide).sum(0) + (1 - balance) * torch.stack(towards_prior).sum(0)
+
+    # -- heads ------------------------------------------------------------------------------------------------
+
+    def _heads(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Losses of the heads, on prior states only: "halt" at every step, "value" when a trajectory ends."""
+        zero, b = rollout.target.new_zeros((), dtype=torch.float32), len(rollout.x)
+        never = torch.zeros(b, dtype=torch.bool, device=zero.device)
+        slot = (rollout.age - 1).clamp(max=self.config.depth - 1)
+        now = trees.map_state(lambda leaf: leaf[slot, :, torch.arange(b)].transpose(0, 1), rollout.history)
+        with self._network():
+            heads = {name: value.float() for name, value in self.chain.heads(now).items()}
+        right = self._is_right(now, rollout)  # [N, B]
+        metrics = {"right": right.float().mean()}
+        honest = rollout.honest if rollout.honest is not None else torch.ones_like(right)
+        loss = zero
+        if "halt" in heads:
+            loss = loss + _head_loss(heads["halt"], right, honest)
+            never = (heads["halt"] > 0).all(0)
+        ended = (rollout.age >= self.config.depth).nonzero()[:, 0]
+        if "value" in heads and len(ended):
+            past = trees.map_state(lambda leaf: leaf[:, :, ended], rollout.history)  # [S, N, ended, ...]
+            with self._network():
+                value = self.chain.heads(past)["value"].float()
+            loss = loss + _head_loss(value, right[:, ended].expand_as(value), honest[:, ended].expand_as(value))
+            metrics["right_at_end"] = right[:, ended].float().mean()
+        metrics["heads"] = loss.detach()
+        return loss, metrics, never
+
+    @torch.no_grad()
+    def _is_right(self, state: Any, rollout: Rollout) -> Tensor:
+        answer = self._readout(state).mode  # [N, B, L]
+        if self.task is not None:
+            return self.task.verify(rollout.x, answer)
+        same = (answer[:, :, None] == rollout.answers) | (rollout.answers < 0)  # [N, B, M, L]
+        return same.all(-1).any(-1)
+
+    # -- what targets may ask for -----------------------------------------------------------------------------
+
+    def _log_p(self, state: Any, rollout: Rollout) -> Tensor:
+        """Log p(y_m | state) of every known answer, -inf beyond the count, `[N, B, M]`."""
+        readout = self._readout(state)
+        scores = [readout.log_prob(y.expand(*readout.batch_shape, -1)) for y in rollout.answers.unbind(1)]
+        return torch.stack(scores, -1).masked_fill(_beyond(rollout), -torch.inf)
+
+    def _belief(self, rollout: Rollout, last: GuidedSite, noise: Tensor) -> Tensor:
+        """Add the latest prior draw's log q(eps | u, y_m) to the belief; log p(eps | u) is the same for all m.
+
+        Only problems with several answers are looked at, an answer a row: no padding is computed.
+        """
+        assert self.guide is not None
+        n = len(rollout.target)
+        belief = noise.new_zeros(n, *rollout.answers.shape[:2]) if rollout.belief is None else rollout.belief
+        belief = belief * (rollout.age > 0).to(belief.device)[:, None]
+        several = (torch.arange(belief.shape[-1]) < rollout.count[:, None]) & (rollout.count > 1)[:, None]
+        rows, answer = (index.to(noise.device) for index in several.nonzero(as_tuple=True))  # R of them
+        if len(rows):
+            proposal = trees.map_state(lambda leaf: leaf[:, rows], last.proposal)  # [N, R, ...]
+            with self._network():
+                evidence = self.guide.encode(rollout.answers[rows, answer].expand(n, -1, -1))
+                log_q = self.guide.posterior(proposal, evidence, last.t).log_prob(noise[:, rows])
+            belief[:, rows, answer] += log_q
+        real = belief.masked_fill(_beyond(rollout), -torch.inf)
+        return real - real.amax(-1, keepdim=True)
+
+    # -- precision --------------------------------------------------------------------------------------------
+
+    def _network(self) -> AbstractContextManager[Any]:
+        """Autocast around the network's methods only: losses, weights and densities stay in float32."""
+        device = next(self.chain.parameters()).device.type
+        return torch.autocast(device, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    def _readout(self, state: Any) -> Any:
+        with self._network():
+            return self.chain.readout(state)
+
+
+def pick(answers: Tensor, index: Tensor) -> Tensor:
+    """Answer `index[n, b]` of problem b: from `[B, M, L]` and `[N, B]` to `[N, B, L]`."""
+    return answers[torch.arange(len(answers), device=answers.device), index]
+
+
+def _beyond(rollout: Rollout) -> Tensor:
+    """Slots of `answers` that are padding, `[B, M]`."""
+    return (torch.arange(rollout.answers.shape[1]) >= rollout.count[:, None]).to(rollout.answers.device)
+
+
+def _record(history: Any, state: Any, age: Tensor, depth: int) -> Any:
+    """Write `[N, B, ...]` states into their rows' own depth slots of `[S, N, B, ...]`."""
+    slot, row = age.clamp(max=depth - 1), torch.arange(len(age))
+
+    def write(buffer: Tensor, leaf: Tensor) -> Tensor:
+        buffer[slot, :, row] = leaf.transpose(0, 1)
+        return buffer
+
+    if history is None:
+        history = trees.map_state(lambda leaf: leaf.new_zeros(depth, *leaf.shape), state)
+    return trees.map_state(write, history, state)
+
+
+def _head_loss(logits: Tensor, right: Tensor, honest: Tensor) -> Tensor:
+    """Binary cross-entropy over rows that only ever saw prior states, nats."""
+    loss = F.binary_cross_entropy_with_logits(logits, right.float(), reduction="none")
+    return (loss * honest).sum() / honest.sum().clamp(min=1)
+
+
+def _detached_kl(site: GuidedSite, guide: bool) -> Tensor:
+    """KL(q || p) of a site with the gradient of one side only: the prior's if `guide` is cut off."""
+    prior, posterior = site.prior, site.posterior
+    assert posterior is not None
+    if guide:
+        posterior = detach_distribution(posterior)
+    else:
+        prior = detach_distribution(prior)
+    return kl_divergence(posterior, prior)
+
+
+def detach_distribution(distribution: Any) -> Any:
+    """A distribution with the same parameters, cut from the graph (Normal, and Independent of one)."""
+    if hasattr(distribution, "base_dist"):
+        inner = detach_distribution(distribution.base_dist)
+        return type(distribution)(inner, distribution.reinterpreted_batch_ndims)
+    parameters = {name: getattr(distribution, name).detach() for name in ("loc", "scale")}
+    return type(distribution)(**parameters, validate_args=False)
+
+
+def _sigma_range(sites: list[GuidedSite]) -> dict[str, Tensor]:
+    """Smallest, mean and largest prior standard deviation, where the prior has one."""
+    scales = [site.prior.stddev for site in sites[-1:]]
+    return {f"sigma_{name}": getattr(s, name)() for s in scales for name in ("amin", "mean", "amax")}
+
+
+def _widen(leaf: Tensor) -> Tensor:
+    """Back from autocast's type to float32."""
+    return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf

@@ -1,0 +1,238 @@
+"""Sampling without interaction: N independent prior trajectories of every problem, side by side.
+
+No weights, no resampling: width is independent draws. The loop over depth is the only Python loop; what is
+read back from the device is one flag every few depth steps, and only where stopping was asked for.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from probgram import state as state_trees
+from probgram.chain import Chain
+from probgram.inference.handlers import BLOCK, seeded
+from probgram.trajectories import Trajectories
+
+FLAG_EVERY = 4  # depth steps between two looks at "has everything halted?"
+Keep = Literal["paths", "last", "latents"]
+
+
+class DepthView(NamedTuple):
+    """What a callback sees after a depth step."""
+
+    depth: int  # depth steps taken, from 1
+    state: Any  # leaves [N, B, ...]
+    answers: Tensor  # [N, B, L]
+
+
+@torch.no_grad()
+def sample(
+    chain: Chain,
+    x: Any,
+    width: int = 20,
+    depth: int = 16,
+    seed: int = 0,
+    *,
+    keep: Keep = "paths",
+    decode: Literal["mode", "sample"] = "mode",
+    stop_halted: bool = False,
+    chunk: int | None = None,
+    task: str = "",
+    callback: Callable[[DepthView], None] | None = None,
+    start: Trajectories | None = None,
+) -> Trajectories:
+    """Draw `width` independent trajectories of every problem from the prior.
+
+    Args:
+        chain: any `Chain`; its device and type of numbers are used.
+        x: problems, integers `[L]` or `[B, L]`; arrays and lists are accepted.
+        width: N, trajectories a problem, at least 1.
+        depth: S, depth steps; may exceed the depth of training.
+        seed: same seed, same device, same numbers. The global generator is not touched.
+        keep: "paths" records answers and heads at every depth step, "last" at the last only, "latents" adds
+            the last state.
+        decode: "mode" takes the most probable answer of the readout, "sample" draws it.
+        stop_halted: freeze a trajectory once its halt head says that its answer is right, and return early
+            when all are frozen.
+        chunk: run so many trajectories at a time, a multiple of 64; they see the same noise as in one piece.
+        task: name that the result carries.
+        callback: called after every depth step (and chunk).
+        start: go on from a run made with `keep="latents"` and the same seed, `depth` steps further.
+
+    Returns:
+        The run; all weights are equal.
+
+    Raises:
+        ValueError: width or depth below 1, x of a wrong shape or type, chunk no multiple of 64, the state is NaN.
+    """
+    x = as_problems(x, chain)
+    _check(width, depth, keep, decode, chunk, start)
+    pieces = [
+        _sample_chunk(
+            chain, x, first, min(chunk or width, width - first), depth, seed, keep, decode, stop_halted, callback, start
+        )
+        for first in range(0, width, chunk or width)
+    ]
+    settings = {
+        "width": width,
+        "depth": pieces[0].depths[-1],
+        "seed": seed,
+        "decode": decode,
+        "stop_halted": stop_halted,
+    }
+    return _join(pieces, x, task, seed, settings)
+
+
+def as_problems(x: Any, chain: Chain) -> Tensor:
+    """Bring problems to `[B, ...]` on the chain's device.
+
+    Raises:
+        ValueError: no problem at all, or not numbers.
+    """
+    try:
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"x must be an array of tokens [L] or [B, L]: {error}") from error
+    if x.dim() == 1:
+        x = x[None]
+    if x.dim() < 1 or len(x) == 0:
+        raise ValueError(f"x must hold at least one problem, got shape {list(x.shape)}")
+    reference = next((p for p in (*chain.parameters(), *chain.buffers())), None)
+    return x if reference is None else x.to(reference.device)
+
+
+class _Piece(NamedTuple):
+    """The records of one chunk of trajectories."""
+
+    answers: list[Tensor]
+    heads: list[dict[str, Tensor]]
+    halted: Tensor | None
+    depths: list[int]
+    state: Any
+
+
+def _sample_chunk(
+    chain: Chain,
+    x: Tensor,
+    first: int,
+    width: int,
+    depth: int,
+    seed: int,
+    keep: Keep,
+    decode: str,
+    stop_halted: bool,
+    callback: Callable[[DepthView], None] | None,
+    start: Trajectories | None,
+) -> _Piece:
+    problems, noise = len(x), seeded(seed, first)
+    context = chain.encode(x)
+    halted = torch.zeros(width, problems, dtype=torch.bool, device=x.device) if stop_halted else None
+    piece = _Piece([], [], halted, [], None)
+    offset = 0 if start is None else start.depth
+    with noise, pyro.plate("particles", width, dim=-2), pyro.plate("problems", problems, dim=-1):
+        noise.at(-1)
+        if start is None:
+            state = state_trees.expand(chain.init(context), (width, problems))
+        else:
+            state = state_trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
+            halted = None if start.halted is None or halted is None else start.halted[first : first + width]
+        for t in range(offset, offset + depth):
+            noise.at(t)
+            with _validation(t == offset):
+                moved = chain.step(state, t, context)
+            if t == offset:
+                state_trees.check_state(moved, (width, problems))
+            state = moved if halted is None else state_trees.where(halted, state, moved)
+            heads = chain.heads(state)
+            if halted is not None:
+                if "halt" not in heads:
+                    raise ValueError(f"stop_halted needs a halt head, and {type(chain).__name__} has none")
+                halted = halted | (heads["halt"] > 0)
+            readout = chain.readout(state)
+            answers = _compact(readout.sample() if decode == "sample" else _mode(readout), readout)
+            if keep != "last":
+                piece.answers.append(answers)
+                piece.heads.append(heads)
+                piece.depths.append(t + 1)
+            if callback is not None:
+                callback(DepthView(t + 1, state, answers))
+            if halted is not None and (t + 1) % FLAG_EVERY == 0 and bool(halted.all()):
+                break
+    if keep == "last":
+        piece.answers.append(answers)
+        piece.heads.append(heads)
+        piece.depths.append(t + 1)
+    return piece._replace(halted=halted, state=state if keep == "latents" else None)
+
+
+def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[str, Any]) -> Trajectories:
+    """Put chunks side by side; one that halted early repeats its last record."""
+    longest = max(pieces, key=lambda piece: len(piece.depths))
+    steps = len(longest.depths)
+
+    def over_particles(rows: list[list[Tensor]]) -> Tensor:
+        padded = [row + [row[-1]] * (steps - len(row)) for row in rows]
+        return torch.stack([torch.cat(slot) for slot in zip(*padded, strict=True)])
+
+    answers = over_particles([piece.answers for piece in pieces])
+    names = longest.heads[0]
+    heads = {name: over_particles([[h[name] for h in piece.heads] for piece in pieces]) for name in names}
+    kept = [piece.state for piece in pieces if piece.state is not None]
+    return Trajectories(
+        x=x,
+        answers=answers,
+        log_weights=torch.zeros(answers.shape[:3], device=answers.device),
+        heads=heads,
+        log_normalizer=torch.zeros(steps, len(x), device=answers.device),
+        halted=None if pieces[0].halted is None else torch.cat([p.halted for p in pieces if p.halted is not None]),
+        state=state_trees.map_state(lambda *parts: torch.cat(parts), *kept) if kept else None,
+        depths=tuple(longest.depths),
+        task=task,
+        seed=seed,
+        settings=settings,
+    )
+
+
+def _mode(readout: Any) -> Tensor:
+    """The most probable answer; for continuous readouts the mean."""
+    try:
+        return readout.mode
+    except NotImplementedError:
+        return readout.mean
+
+
+def _compact(answers: Tensor, readout: Any) -> Tensor:
+    """Tokens in the smallest integer type that fits the vocabulary; continuous answers as they are."""
+    if answers.is_floating_point() or not hasattr(readout, "logits"):
+        return answers
+    size = readout.logits.shape[-1]
+    return answers.to(torch.uint8 if size <= 256 else torch.int16 if size <= 32768 else torch.int32)
+
+
+def _validation(on: bool) -> AbstractContextManager[Any]:
+    """Distribution arguments are checked in the first depth step and no more: it reads values back."""
+    return nullcontext() if on else pyro.validation_enabled(False)
+
+
+def _check(
+    width: int, depth: int, keep: str, decode: str, chunk: int | None, start: Trajectories | None
+) -> None:
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    if keep not in ("paths", "last", "latents"):
+        raise ValueError(f'keep must be "paths", "last" or "latents", got {keep!r}')
+    if decode not in ("mode", "sample"):
+        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    if chunk is not None and (chunk < 1 or chunk % BLOCK):
+        raise ValueError(f"chunk must be a multiple of {BLOCK}, got {chunk}")
+    if start is not None:
+        if start.state is None:
+            raise ValueError('start must be a run made with keep="latents": this one has no state')
+        if start.width != width:
+            raise ValueError(f"start has width {start.width}, so width must be {start.width}, got {width}")

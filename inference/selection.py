@@ -1,0 +1,62 @@
+"""What is made of the weighted trajectories: a vote, the best, the first verified, a posterior over answers.
+
+Every rule is a function `rule(run, step=-1) -> Selection`, for all problems at once.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probgram.trajectories import DistinctAnswers, Trajectories
+
+
+class Selection(NamedTuple):
+    """One answer a problem, and how sure the rule is.
+
+    Fields:
+        answers: `[B, L]`.
+        slot: the particle each answer comes from, `[B]`.
+        score: the rule's own measure, float64 `[B]`: a share, a probability, or 1 for verified.
+    """
+
+    answers: Tensor
+    slot: Tensor
+    score: Tensor
+
+
+def vote(run: Trajectories, step: int = -1) -> Selection:
+    """The answer with the largest posterior share; the lowest slot wins a tie."""
+    _, shares = run.answer_shares(step)
+    return _take(run, step, shares)
+
+
+def best(run: Trajectories, step: int = -1, head: str = "value") -> Selection:
+    """The answer of the living trajectory whose head is highest ("value", or "halt" as in PTRM).
+
+    Raises:
+        ValueError: the run has no such head.
+    """
+    if head not in run.heads:
+        raise ValueError(f"the run has no head {head!r}: it has {sorted(run.heads) or 'none'}")
+    alive = run.weights[step] > 0
+    return _take(run, step, run.heads[head][step].double().sigmoid().masked_fill(~alive, -1.0))
+
+
+def first_verified(run: Trajectories, task: Any, step: int = -1) -> Selection:
+    """The first slot whose answer passes `task.verify`; where none does, the vote, with score 0."""
+    verified = task.verify(run.x, run.answers[step]) & (run.weights[step] > 0)  # [N, B]
+    _, shares = run.answer_shares(step)
+    chosen = _take(run, step, torch.where(verified, 2.0, shares))
+    return chosen._replace(score=verified.any(0).double())
+
+
+def posterior(run: Trajectories, step: int = -1) -> list[DistinctAnswers]:
+    """The posterior over answers of every problem: its distinct answers with their shares."""
+    return [run.distinct(problem, step) for problem in range(run.problems)]
+
+
+def _take(run: Trajectories, step: int, score: Tensor) -> Selection:
+    slot = score.argmax(0)  # [B]; the first of equals
+    problem = torch.arange(run.problems, device=slot.device)
+    return Selection(run.answers[step][slot, problem], slot, score[slot, problem].double())

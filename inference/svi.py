@@ -1,0 +1,390 @@
+"""Training: stochastic variational inference, one optimiser step a depth step, on a CPU, a GPU or several.
+
+Read top to bottom: settings, `fit`, the loop, what is measured on the way.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from probgram.chain import Chain, Guide
+from probgram.inference.batches import Batches, as_known_answers
+from probgram.inference.objective import Objective, ObjectiveConfig, Rollout
+from probgram.inference.resume import load_training, save_training
+from probgram.inference.sampling import sample
+from probgram.tasks import KnownAnswers, Task
+
+log = logging.getLogger("probgram")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the optimiser and of the loop; the objective has its own (`ObjectiveConfig`)."""
+
+    batch: int = 128  # B, problems in a global batch
+    lr: float = 1e-3  # AdamW's peak learning rate
+    warm_up: int = 100  # optimiser steps to reach it
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    lr_final: float = 0.05  # share of lr at the end of the cosine
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    weight_decay: float = 0.1  # AdamW
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.999  # decay of the averaged weights, which are the result
+    accumulate: int = 1  # depth steps whose gradients are added before an optimiser step
+    swap_halted: bool = False  # hand rows whose prior state has halted a new problem, every second time
+    precision: Literal["32", "bf16"] = "32"  # what the network computes in; everything else is float32
+    compile: bool = False  # torch.compile the proposal network
+    seed: int = 0
+    accelerator: str = "auto"  # Lightning Fabric's: "cpu", "cuda", "mps"
+    devices: int = 1
+    strategy: str = "auto"  # Lightning Fabric's: "ddp" for several ranks
+    log_every: int = 20  # optimiser steps between two lines of metrics
+    validate_every: int = 500  # optimiser steps between two looks at held-out problems; 0: never
+    validation: int = 128  # held-out problems looked at
+    checkpoint_every: float = 60.0  # seconds between two checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "devices", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f'schedule must be "cosine" or "constant", got {self.schedule!r}')
+        if self.precision not in ("32", "bf16"):
+            raise ValueError(f'precision must be "32" or "bf16", got {self.precision!r}')
+        if self.batch % self.devices:
+            raise ValueError(f"batch must be a multiple of devices, got {self.batch} and {self.devices}")
+
+
+class FitView(NamedTuple):
+    """What a callback sees whenever metrics are written; return True to stop."""
+
+    step: int
+    metrics: dict[str, float]
+    chain: Chain
+    guide: Guide | None
+
+
+Callback = Callable[[FitView], Any]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training leaves.
+
+    Attributes:
+        chain: the chain given, now with the averaged weights.
+        guide: the guide given, likewise.
+        steps: optimiser steps taken in all.
+        finished: False after Ctrl-C or a callback's stop.
+        history: the metrics written by this call, a dict a line.
+    """
+
+    chain: Chain
+    guide: Guide | None
+    steps: int
+    finished: bool
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    chain: Chain,
+    guide: Guide | None,
+    data: Any,
+    steps: int,
+    *,
+    objective: ObjectiveConfig | None = None,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> FitResult:
+    """Train a chain and its guide.
+
+    Args:
+        chain: trained in place; it ends with the averaged (EMA) weights.
+        guide: trained beside it; None trains on prior draws alone (for chains without noise).
+        data: a `Task`, a pair of integer arrays (x `[P, ...]`, y `[P, L]`), `KnownAnswers` or a `Dataset` of pairs.
+        steps: optimiser steps in all; a resumed run counts those it has taken.
+        objective: options of the bound.
+        folder: keeps `training.safetensors` and `metrics.jsonl`; a run found there is continued bit for bit.
+        callbacks: called with a `FitView` whenever metrics are written.
+        progress: show a progress bar.
+        **settings: fields of `FitConfig`.
+
+    Returns:
+        The trained chain and what was measured. After Ctrl-C the state is saved and `finished` is False.
+
+    Raises:
+        ValueError: a setting or the data make no sense.
+        CheckpointError: the folder belongs to another run, or cannot be written.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    unknown = set(settings) - set(FitConfig.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"unknown settings {sorted(unknown)}: expected fields of FitConfig")
+    config = replace(FitConfig(), **settings)
+    objective = objective or _default_objective(guide)
+    run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
+    return run.loop(callbacks, progress)
+
+
+def learning_rate(config: FitConfig, step: int, steps: int) -> float:
+    """Rate of optimiser step `step` (from 0): linear warm-up, then constant or cosine to `lr_final · lr`."""
+    warm = min(1.0, (step + 1) / max(1, config.warm_up))
+    if config.schedule == "constant":
+        return config.lr * warm
+    fraction = min(1.0, step / max(1, steps))
+    cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * fraction))
+    return config.lr * warm * cosine
+
+
+def _default_objective(guide: Guide | None) -> ObjectiveConfig:
+    from probgram.inference.targets import nearest
+
+    return ObjectiveConfig() if guide is not None else ObjectiveConfig(target=nearest)
+
+
+class _Run:
+    """One call of `fit`: set-up, loop, checkpoints. All its state is in the fields that `save` writes."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        guide: Guide | None,
+        data: Any,
+        steps: int,
+        objective: ObjectiveConfig,
+        config: FitConfig,
+        folder: Path | None,
+    ) -> None:
+        self.chain, self.guide, self.steps, self.config, self.folder = chain, guide, steps, config, folder
+        self.task = data if isinstance(data, Task) else None
+        known = as_known_answers(data)
+        self.held_out = _held_out(self.task, config)
+        self.fabric = Fabric(
+            accelerator=config.accelerator, devices=config.devices, strategy=config.strategy, precision="32-true"
+        )
+        if config.devices > 1:
+            self.fabric.launch()
+        torch.manual_seed(config.seed + self.fabric.global_rank)
+        raw = Objective(chain, guide, objective, self.task)
+        raw.autocast = torch.bfloat16 if config.precision == "bf16" else None
+        if config.compile:
+            chain.propose = torch.compile(chain.propose)  # type: ignore[method-assign]
+        optimiser = torch.optim.AdamW(
+            raw.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.raw = raw
+        self.objective, self.optimiser = self.fabric.setup(raw, optimiser)
+        self.averages = {name: value.detach().clone() for name, value in raw.state_dict().items()}
+        self.batches = self._batches(known, objective)
+        self.rollout = self.batches.start(self.fabric.device)
+        self.step, self.seconds = 0, 0.0
+        self.settings = _plain(objective) | _plain(config) | {"model": repr(chain)}
+        if folder is not None and self._file.exists():
+            self._load()
+
+    def _batches(self, known: KnownAnswers, objective: ObjectiveConfig) -> Batches:
+        return Batches(
+            known,
+            self.config.batch // self.config.devices,
+            objective.particles,
+            objective.depth,
+            self.config.seed,
+            staggered=self.chain.homogeneous and objective.gradient != "full",
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def loop(self, callbacks: Sequence[Callback], progress: bool) -> FitResult:
+        """Train until `steps`, Ctrl-C or a callback's stop."""
+        history: list[dict[str, float]] = []
+        finished = stopped = False
+        saved = started = time.monotonic()
+        before = self.seconds
+        bar = _Bar(self.steps, self.step, progress and self.fabric.is_global_zero)
+        try:
+            with bar:
+                while self.step < self.steps and not stopped:
+                    metrics = self._optimise()
+                    self.seconds = before + time.monotonic() - started
+                    if self.step % self.config.log_every == 0 or self.step == self.steps:
+                        line = self._measure(metrics)
+                        history.append(line)
+                        self._write(line)
+                        view = FitView(self.step, line, self.chain, self.guide)
+                        stopped = any([bool(callback(view)) for callback in callbacks])
+                        bar.update(self.step, line)
+                    if self.folder is not None and time.monotonic() - saved > self.config.checkpoint_every:
+                        self._save()
+                        saved = time.monotonic()
+                finished = self.step >= self.steps
+        except KeyboardInterrupt:
+            stopped = True
+        if self.folder is not None:
+            self._save()
+        if stopped and not finished:
+            where = f"the same call goes on from {self.folder}" if self.folder else "give folder= to go on later"
+            log.warning("training stopped at step %d of %d: %s", self.step, self.steps, where)
+        self.raw.load_state_dict(self.averages)
+        if self.config.compile:
+            del self.chain.propose
+        self.chain.eval()
+        return FitResult(self.chain, self.guide, self.step, finished, history)
+
+    def _optimise(self) -> dict[str, Tensor]:
+        """One optimiser step; its metrics stay on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.steps)
+        self.raw.optimiser_step = self.step
+        rollout = self.rollout
+        for _ in range(self.config.accumulate):
+            result = self.objective(rollout)
+            self.fabric.backward(result.loss / self.config.accumulate)
+            rollout = self.batches.refill(result.rollout, self._swapped(result.halted))
+        norm = self.fabric.clip_gradients(self.objective, self.optimiser, max_norm=self.config.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self._average()
+        # Only now: an interrupt before this line repeats the step on resuming, one after it does not.
+        self.rollout, self.step = rollout, self.step + 1
+        return result.metrics | {"loss": result.loss.detach(), "gradient_norm": norm.detach()}
+
+    def _swapped(self, halted: Tensor) -> Tensor | None:
+        if not self.config.swap_halted:
+            return None
+        # Every second one goes on to the end, so that the value head sees both.
+        return (halted & (torch.rand(halted.shape, device=halted.device) < 0.5)).cpu()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        pairs = [(self.averages[k], v) for k, v in self.raw.state_dict().items() if v.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], 1 - decay)
+
+    # -- measuring --------------------------------------------------------------------------------------------
+
+    def _measure(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one transfer
+        line = {"step": self.step, "seconds": round(self.seconds, 2)} | dict(zip(metrics, values, strict=True))
+        line["beta"] = self.raw.beta
+        line["lr"] = self.optimiser.param_groups[0]["lr"]
+        line["problems_per_second"] = self.step * self.config.batch * self.config.accumulate / max(self.seconds, 1e-9)
+        due = self.config.validate_every and self.step % self.config.validate_every < self.config.log_every
+        if self.held_out is not None and (due or self.step == self.steps):
+            line["valid_held_out"] = self._validate()
+        return line
+
+    def _validate(self) -> float:
+        """Share of held-out problems whose prior draws, by the averaged weights, are right."""
+        assert self.task is not None
+        own = {k: v.clone() for k, v in self.raw.state_dict().items()}
+        self.raw.load_state_dict(self.averages)
+        run = sample(self.chain, self.held_out, width=4, depth=self.raw.config.depth, seed=0, keep="last")
+        self.raw.load_state_dict(own)
+        return float(self.task.verify(run.x, run.answers[-1]).float().mean())
+
+    def _write(self, line: dict[str, float]) -> None:
+        if self.folder is None or not self.fabric.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> Path:
+        assert self.folder is not None
+        rank = f"-{self.fabric.global_rank}" if self.fabric.world_size > 1 else ""
+        return self.folder / f"training{rank}.safetensors"
+
+    def _save(self) -> None:
+        plain = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "drawn": self.batches.drawn,
+            "settings": self.settings,
+        }
+        save_training(
+            self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, plain
+        )
+
+    def _load(self) -> None:
+        self.rollout, plain = load_training(
+            self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, self.settings
+        )
+        self.step, self.seconds, self.batches.drawn = plain["step"], plain["seconds"], plain["drawn"]
+        log.info("continuing from step %d of %s", self.step, self._file)
+        self._forget_lines_after(self.step)
+
+    def _forget_lines_after(self, step: int) -> None:
+        """Drop metrics of steps that a kill lost and that will be taken again."""
+        path = self.folder / "metrics.jsonl" if self.folder else None
+        if path is None or not path.exists():
+            return
+        from probgram.checkpoint import write_bytes
+
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+
+class _Bar:
+    """A rich progress bar, or nothing."""
+
+    def __init__(self, steps: int, done: int, shown: bool) -> None:
+        self.progress: Any = None
+        if shown:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self.progress = Progress(*columns)
+            self.bar = self.progress.add_task("", total=steps, completed=done)
+
+    def __enter__(self) -> "_Bar":
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def update(self, step: int, line: dict[str, float]) -> None:
+        """Show the latest figures."""
+        if self.progress is None:
+            return
+        names = {"reconstruction": "nats", "kl": "KL", "right_at_end": "right", "valid_held_out": "held out"}
+        text = "  ".join(f"{label} {line[name]:.3f}" for name, label in names.items() if name in line)
+        self.progress.update(self.bar, completed=step, description=text)
+
+
+def _held_out(task: Task | None, config: FitConfig) -> Any:
+    if task is None or not config.validate_every:
+        return None
+    x = np.unique(task.examples("test")[0], axis=0)
+    chosen = np.random.default_rng(0).permutation(len(x))[: config.validation]
+    return x[np.sort(chosen)]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as JSON values; functions by name; what may differ on resuming left out."""
+    free = {"log_every", "validate_every", "validation", "checkpoint_every", "accelerator"}
+    values = {k: getattr(v, "__name__", v) for k, v in vars(settings).items() if k not in free}
+    return json.loads(json.dumps({f"{type(settings).__name__}.{k}": v for k, v in values.items()}))

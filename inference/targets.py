@@ -1,0 +1,88 @@
+"""Which of an input's known answers a depth step is trained towards.
+
+A rule is a function of a `TargetView`, asked after every depth step; it returns the index of the answer
+for the next one, `[N, B]`. With one known answer all rules agree.
+
+    fixed             the answer drawn at the start, whatever the trajectory does
+    nearest           the answer that the trajectory now finds most probable
+    responsibilities  an answer drawn from p(y_m | state)
+    dealt             likewise, dealt in equal shares to the particles of a problem (optimal assignment)
+    attributed        an answer drawn from p(y_m | noise so far), as the guide sees it
+
+`attributed` keeps both promises of a pairing of trajectories and answers, input by input: the noise is the
+prior's, and the answers are as frequent as the data's. By Bayes' rule, with the guide as the law of noise
+given the answer,
+
+    p(y_m | eps_1 … eps_n)  ∝  p(y_m) Π_s q(eps_s | u_s, y_m) / p(eps_s | u_s).
+
+So a trajectory follows the answer that its own noise argues for, rather than the one the network already
+likes: following the latter (`nearest`) feeds on itself until one answer is left.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class TargetView(NamedTuple):
+    """What a rule may look at. Scores are of padded known answers, -inf beyond an input's count.
+
+    Fields:
+        log_p: computes log p(y_m | prior state), `[N, B, M]`, nats.
+        belief: Σ log q(eps | u, y_m) over the trajectory's prior draws, up to a constant, `[N, B, M]`; None
+            for rules other than `attributed`, which alone pays for it.
+        current: the answer the depth step was trained towards, `[N, B]`.
+    """
+
+    log_p: Callable[[], Tensor]
+    belief: Tensor | None
+    current: Tensor
+
+
+class Target(Protocol):
+    """A rule: the index of the next depth step's answer, `[N, B]`."""
+
+    def __call__(self, view: TargetView) -> Tensor: ...  # noqa: D102
+
+
+def fixed(view: TargetView) -> Tensor:
+    """Keep the answer that was drawn at the start."""
+    return view.current
+
+
+def nearest(view: TargetView) -> Tensor:
+    """Follow the trajectory: the answer that it now finds most probable."""
+    return view.log_p().argmax(-1)
+
+
+def responsibilities(view: TargetView) -> Tensor:
+    """Draw an answer from p(y_m | state), normalised over the known ones."""
+    return _draw(view.log_p())
+
+
+def dealt(view: TargetView, rounds: int = 20) -> Tensor:
+    """Deal a problem's answers to its particles in equal shares, at the least total cost -log p.
+
+    The assignment is entropic (Sinkhorn's algorithm on `[N, M]` plans with uniform marginals, all problems at
+    once), and each particle draws from its row of the plan. It needs several particles to mean anything.
+    """
+    plan = view.log_p()
+    padded = plan.isneginf()
+    for _ in range(rounds):
+        plan = plan - plan.logsumexp(0, keepdim=True).masked_fill(padded[:1], 0.0)
+        plan = plan - plan.logsumexp(-1, keepdim=True)
+    return _draw(plan)
+
+
+def attributed(view: TargetView) -> Tensor:
+    """Draw the answer that the trajectory's own noise argues for (the equation above)."""
+    assert view.belief is not None
+    return _draw(view.belief)
+
+
+def _draw(logits: Tensor) -> Tensor:
+    """Draw an index from softmax(logits) by the Gumbel trick, without reading anything back to the host."""
+    uniform = torch.rand_like(logits).clamp_(1e-20, 1 - 1e-7)
+    return (logits - torch.log(-torch.log(uniform))).argmax(-1)

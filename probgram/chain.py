@@ -1,0 +1,218 @@
+"""The recursion as a generative Markov chain, and the Pyro programs that follow from it.
+
+    context  = encode(x)                    once per problem
+    state    = initial(context)
+    proposal = propose(state, context, t)   deterministic
+    eps      ~ prior(proposal, t)           the stochastic guidance
+    state    = move(proposal, eps)
+    y        ~ readout(state)               after every depth step of `transitions` such transitions
+
+`Chain` turns these methods into `init`, `step`, `model` and `guide`. Width is not in here: whoever infers
+opens the `particles` plate (dim -2) around programs that open `problems` (dim -1) and nothing else.
+
+Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, section 3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from probgram import state as state_trees
+
+Context = Any
+State = Any
+Proposal = Any
+Evidence = Any
+Observe = str
+
+
+class Chain(nn.Module):
+    """A stochastic recursion: override the short methods below, inherit the programs.
+
+    Attributes:
+        transitions: T, transitions in a depth step.
+        homogeneous: whether `propose` and `prior` ignore t; then problems of different depths may share a batch.
+    """
+
+    transitions: int = 1
+    homogeneous: bool = False
+
+    def encode(self, x: Tensor) -> Context:
+        """Compute once per problem what every transition needs; `x` `[B, ...]`, leaves `[B, ...]`."""
+        return x
+
+    def initial(self, context: Context) -> State:
+        """Return the state before the first depth step, leaves `[B, ...]`; may call `pyro.sample`."""
+        raise NotImplementedError(f"{type(self).__name__} must define initial(context)")
+
+    def propose(self, state: State, context: Context, t: int) -> Proposal:
+        """Return the deterministic part of transition `t`, for instance u = f(h, e_x)."""
+        raise NotImplementedError(f"{type(self).__name__} must define propose(state, context, t)")
+
+    def prior(self, proposal: Proposal, t: int) -> dist.Distribution:
+        """Return p(eps | u), batch shape `[..., B]`, everything else in the event."""
+        raise NotImplementedError(f"{type(self).__name__} must define prior(proposal, t)")
+
+    def move(self, proposal: Proposal, eps: Tensor) -> State:
+        """Return the next state; by default u + eps."""
+        return proposal + eps
+
+    def readout(self, state: State) -> dist.Distribution:
+        """Return p(y | h), event shape `[L]`."""
+        raise NotImplementedError(f"{type(self).__name__} must define readout(state)")
+
+    def heads(self, state: State) -> dict[str, Tensor]:
+        """Return logits `[..., B]` of learned predictions, among them "value" and "halt"; default none."""
+        return {}
+
+    # -- what the base class builds from them ---------------------------------------------------------------
+
+    def init(self, context: Context) -> State:
+        """Start a run: the state at depth 0."""
+        return self.initial(context)
+
+    def step(self, state: State, t: int, context: Context) -> State:
+        """One depth step: T transitions, with the sites `eps_{tT}` to `eps_{tT + T - 1}`."""
+        for transition in range(t * self.transitions, (t + 1) * self.transitions):
+            state = self.transition(state, transition, context)
+        return state
+
+    def transition(self, state: State, t: int, context: Context) -> State:
+        """One transition, with the site `eps_t`; the proposal travels in the site, for guides to read."""
+        proposal = self.propose(state, context, t)
+        eps = pyro.sample(f"eps_{t}", self.prior(proposal, t), infer={"proposal": proposal, "t": t})
+        return self.move(proposal, eps)
+
+    def model(self, x: Tensor, y: Tensor | None = None, depth: int = 8, observe: Observe = "every") -> State:
+        """The generative program p(eps, y | x), for any of Pyro's inference algorithms.
+
+        Args:
+            x: problems, `[B, ...]`.
+            y: answers `[B, L]`, or None to sample them.
+            depth: S, depth steps.
+            observe: "every" observes y at every depth step (the training program), "last" at the last.
+
+        Returns:
+            The last state.
+        """
+        _check_program(depth, observe)
+        pyro.module("chain", self)
+        context = self.encode(x)
+        with pyro.plate("problems", len(x), dim=-1):
+            state = self.init(context)
+            for t in range(depth):
+                state = self.step(state, t, context)
+                if observe == "every" or t == depth - 1:
+                    pyro.sample(f"y_{t}", self.readout(state), obs=y)
+        return state
+
+    def guide(self, guide: "Guide") -> Callable[..., State]:
+        """Return the variational program that pairs `guide` with this chain, with the arguments of `model`.
+
+        `SVI(chain.model, chain.guide(guide), optimiser, TraceMeanField_ELBO(max_plate_nesting=1))` trains both.
+        """
+
+        def program(x: Tensor, y: Tensor, depth: int = 8, observe: Observe = "every") -> State:
+            _check_program(depth, observe)
+            pyro.module("chain", self)
+            pyro.module("guide", guide)
+            context, evidence = self.encode(x), guide.encode(y)
+            with pyro.plate("problems", len(x), dim=-1):
+                state = self.init(context)
+                for t in range(depth * self.transitions):
+                    proposal = self.propose(state, context, t)
+                    eps = pyro.sample(f"eps_{t}", guide.posterior(proposal, evidence, t))
+                    state = self.move(proposal, eps)
+            return state
+
+        return program
+
+    @staticmethod
+    def from_module(
+        f: Callable[[Tensor, Context], Tensor],
+        readout: Callable[[Tensor], Tensor],
+        state_shape: tuple[int, ...],
+        encode: Callable[[Tensor], Context] | None = None,
+        sigma: float = 0.1,
+        transitions: int = 1,
+    ) -> "Chain":
+        """Wrap an existing recursion h <- f(h, context) as a chain with Gaussian noise on the state.
+
+        Args:
+            f: the transition, `(h [..., B, *state_shape], context [B, ...]) -> h`.
+            readout: logits of the answer, `h -> [..., B, L, V]`.
+            state_shape: event shape of h, for instance `(L, D)`; h starts at one fixed draw from N(0, I).
+            encode: `x [B, ...] -> context [B, ...]`; by default x itself.
+            sigma: standard deviation of the noise added to the state in a transition, at least 0.
+            transitions: T, transitions in a depth step.
+
+        Raises:
+            ValueError: sigma is negative or transitions is below 1.
+        """
+        return _ModuleChain(f, readout, state_shape, encode, sigma, transitions)
+
+
+class Guide(nn.Module):
+    """A variational posterior over the same sites, which sees the answer y."""
+
+    def encode(self, y: Tensor) -> Evidence:
+        """Compute once per problem what every transition's posterior needs; `y` `[B, L]`."""
+        return y
+
+    def posterior(self, proposal: Proposal, evidence: Evidence, t: int) -> dist.Distribution:
+        """Return q(eps | u, y), with the shapes of the chain's prior."""
+        raise NotImplementedError(f"{type(self).__name__} must define posterior(proposal, evidence, t)")
+
+
+class _ModuleChain(Chain):
+    """A user's recursion with a Gaussian of fixed width on its state."""
+
+    homogeneous = True
+
+    def __init__(
+        self,
+        f: Callable[[Tensor, Context], Tensor],
+        readout: Callable[[Tensor], Tensor],
+        state_shape: tuple[int, ...],
+        encode: Callable[[Tensor], Context] | None,
+        sigma: float,
+        transitions: int,
+    ) -> None:
+        super().__init__()
+        if sigma < 0:
+            raise ValueError(f"sigma must be at least 0, got {sigma}")
+        if transitions < 1:
+            raise ValueError(f"transitions must be at least 1, got {transitions}")
+        self.f, self.to_logits, self.to_context = f, readout, encode  # modules among them are registered
+        self.sigma, self.transitions = sigma, transitions
+        self.register_buffer("z0", torch.randn(*state_shape, generator=torch.Generator().manual_seed(0)))
+
+    def encode(self, x: Tensor) -> Context:
+        return x if self.to_context is None else self.to_context(x)
+
+    def initial(self, context: Context) -> Tensor:
+        _, first = next(state_trees.leaves(context, "context"))
+        return self.z0.expand(first.shape[0], *self.z0.shape)  # type: ignore[operator]
+
+    def propose(self, state: Tensor, context: Context, t: int) -> Tensor:
+        return self.f(state, context)
+
+    def prior(self, proposal: Tensor, t: int) -> dist.Distribution:
+        events = self.z0.dim()  # type: ignore[operator]
+        if self.sigma == 0:
+            return dist.Delta(torch.zeros_like(proposal)).to_event(events)
+        return dist.Normal(torch.zeros_like(proposal), self.sigma).to_event(events)
+
+    def readout(self, state: Tensor) -> dist.Distribution:
+        return dist.Categorical(logits=self.to_logits(state).float()).to_event(1)
+
+
+def _check_program(depth: int, observe: Observe) -> None:
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    if observe not in ("every", "last"):
+        raise ValueError(f'observe must be "every" or "last", got {observe!r}')

@@ -1,0 +1,193 @@
+"""Files: tensors as safetensors with JSON in the metadata, written atomically, never pickle."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from probgram.chain import Chain
+
+WEIGHTS_FORMAT = "probgram.weights/1"
+
+
+class CheckpointError(ValueError):
+    """A file of weights, of a run or of a training state cannot be read or written."""
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from its group
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+    if hasattr(os, "O_DIRECTORY"):  # a folder can be synced on POSIX only
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Path:
+    """Write tensors and string metadata as one safetensors file, atomically.
+
+    Tensors that share memory or are strided are copied first. Raises CheckpointError as `write_bytes` does.
+    """
+    from safetensors.torch import save
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return write_bytes(path, save(plain, metadata=dict(metadata)))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Read a safetensors file as `(tensors, metadata)`, on the CPU.
+
+    Raises:
+        CheckpointError: no such file, or truncated, or not safetensors (a pickled file, say).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read only the metadata of a safetensors file; needs neither torch nor jax. Raises as `read_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+# -- weights --------------------------------------------------------------------------------------------------
+
+
+def save_chain(path: str | Path, chain: "Chain", guide: Any = None, about: Mapping[str, Any] | None = None) -> Path:
+    """Write a chain's weights (and its guide's) with all that is needed to build them again.
+
+    Args:
+        path: a `.safetensors` file.
+        chain: has `configuration()`, plain values that `from_configuration` accepts.
+        guide: written beside it under `guide.`, or None.
+        about: task, split, seeds, steps, figures: plain values, kept in the metadata.
+    """
+    if not hasattr(chain, "configuration"):
+        raise CheckpointError(f"{type(chain).__name__} has no configuration() to rebuild it from; save its state_dict")
+    tensors = {f"chain.{name}": value for name, value in chain.state_dict().items()}
+    if guide is not None:
+        tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    metadata = {
+        "format": WEIGHTS_FORMAT,
+        "model": type(chain).__name__,
+        "configuration": json.dumps(chain.configuration()),
+        "about": json.dumps(dict(about or {})),
+    }
+    return write_tensors(path, tensors, metadata)
+
+
+def load_chain(name: str | Path, expected: type | None = None) -> "Chain":
+    """Load a chain by shipped name, file or folder; its `about` attribute holds what was saved beside it.
+
+    Raises:
+        CheckpointError: no such weights, damaged, of another model, or with missing tensors.
+    """
+    from probgram import models
+
+    path = find_weights(name)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise CheckpointError(f"{path} holds no probgram weights (its metadata say {metadata.get('format')!r})")
+    model = metadata["model"]
+    if expected is not None and model != expected.__name__:
+        raise CheckpointError(f"{path} holds a {model}, not a {expected.__name__}")
+    try:
+        chain = getattr(models, model).from_configuration(json.loads(metadata["configuration"]))
+        own = {k.removeprefix("chain."): v for k, v in tensors.items() if k.startswith("chain.")}
+        chain.load_state_dict(own)
+    except (AttributeError, TypeError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} does not fit the {model} of this version: {error}") from error
+    chain.about = json.loads(metadata.get("about", "{}"))
+    return chain.eval()
+
+
+def load_guide(name: str | Path, guide: Any) -> Any:
+    """Fill `guide` with the weights saved beside a chain. Raises CheckpointError where there are none."""
+    path = find_weights(name)
+    tensors, _ = read_tensors(path)
+    own = {k.removeprefix("guide."): v for k, v in tensors.items() if k.startswith("guide.")}
+    try:
+        guide.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} has no guide of this kind: {error}") from error
+    return guide
+
+
+def find_weights(name: str | Path) -> Path:
+    """Resolve a shipped name, a file, or a folder that holds one `.safetensors` file.
+
+    Raises:
+        CheckpointError: nothing is there; the shipped names are listed.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"{path} must hold exactly one .safetensors file, found {len(found)}")
+        return found[0]
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in pretrained_folder().glob("*.safetensors")}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise CheckpointError(
+        f"no weights are called {str(name)!r}: expected a file, a folder or one of {sorted(shipped)}"
+    )
+
+
+def pretrained_folder() -> Path:
+    """The folder of the weights that ship inside the package."""
+    return Path(str(resources.files("probgram"))) / "models" / "pretrained"
+
+
+def fingerprint(module: Any) -> str:
+    """SHA-256 of a module's parameters and buffers, 16 hexadecimal digits: which weights made a run."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

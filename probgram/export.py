@@ -1,0 +1,50 @@
+"""A run as ArviZ knows it: one chain whose draws are the particles."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from probgram.trajectories import Trajectories
+
+
+def to_arviz(run: "Trajectories") -> Any:
+    """Convert a run to InferenceData (arviz 0.x) or a DataTree (arviz 1.x), with the same groups.
+
+    Groups: `posterior` holds `answer` (chain 0, draw = particle) at the last depth step; `sample_stats` the
+    log weights and head logits there; `constant_data` the problems. Weighted runs are resampled first, so
+    that no ArviZ function is silently unweighted.
+    """
+    import arviz
+
+    weights = run.weights[-1].cpu().numpy()  # [N, B]
+    slots = _equal_weight_slots(weights, run.seed)
+    problems = np.arange(run.problems)
+
+    def drawn(values: Any) -> Any:
+        return np.asarray(values.cpu())[slots, problems][None]  # [1, N, B, ...]
+
+    groups = {
+        "posterior": {"answer": drawn(run.answers[-1])},
+        "sample_stats": {"log_weight": drawn(run.log_weights[-1])}
+        | {name: drawn(value[-1]) for name, value in run.heads.items()},
+        "constant_data": {"x": np.asarray(run.x.cpu())},
+    }
+    dims = {"answer": ["problem", "position"], "log_weight": ["problem"], "x": ["problem", "input_position"]}
+    dims |= {name: ["problem"] for name in run.heads}
+    about = {"task": run.task, "seed": run.seed, "settings": json.dumps(run.settings)}
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        data = arviz.from_dict(groups, dims=dims)
+    else:
+        data = arviz.from_dict(**groups, dims=dims, save_warmup=False)
+    data.attrs.update(about)
+    return data
+
+
+def _equal_weight_slots(weights: np.ndarray, seed: int) -> np.ndarray:
+    """Systematic resampling of `[N, B]` weights: slots `[N, B]` in order; equal weights give every slot once."""
+    n = len(weights)
+    cumulative = np.cumsum(weights, 0)
+    points = (np.arange(n) + np.random.default_rng(seed).uniform(0.25, 0.75)) / n
+    return np.stack([np.searchsorted(c / c[-1], points).clip(max=n - 1) for c in cumulative.T], 1)

@@ -1,0 +1,138 @@
+"""Figures of merit of a run, for arrays of any backend: validity, pass@N, coverage, total variation.
+
+Two averages of coverage, since the literature defines neither: *macro*, the mean over problems of the
+share of its solutions that were found; *pooled*, solutions found over solutions there are. Beside them
+stand what 20 uniform draws would reach (the ceiling) and what one right answer a problem would (the floor).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Solutions(NamedTuple):
+    """Every solution of every problem, padded: `answers` `[B, M, L]`, `count` `[B]` (0: no solution)."""
+
+    answers: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+
+def all_solutions(task: Any, x: Any) -> Solutions:
+    """Enumerate the solutions of problems `[B, L]` with `task.solutions`."""
+    found = [task.solutions(problem) for problem in np.asarray(x)]
+    count = np.array([len(rows) for rows in found], dtype=np.int64)
+    answers = np.full((len(found), max(1, count.max(initial=0)), task.length), -1, dtype=np.int64)
+    for rows, out in zip(found, answers, strict=True):
+        out[: len(rows)] = rows
+    return Solutions(answers, count)
+
+
+def solution_weights(solutions: Solutions, answers: Any, weights: Any = None) -> NDArray[np.float64]:
+    """Probability that a run puts on each solution, `[B, M]`.
+
+    Args:
+        solutions: of the same problems.
+        answers: `[N, B, L]`.
+        weights: normalised `[N, B]`; None: equal.
+    """
+    answers = np.asarray(answers)
+    width = len(answers)
+    result = np.zeros(solutions.answers.shape[:2])
+    for m in range(solutions.answers.shape[1]):  # M is small; [N, B, M, L] at once would not be
+        hit = (answers == solutions.answers[:, m]).all(-1) & (m < solutions.count)
+        result[:, m] = hit.mean(0) if weights is None else (hit * np.asarray(weights)).sum(0)
+    return result
+
+
+def coverage(found: NDArray[np.bool_], count: NDArray[np.int64]) -> tuple[float, float]:
+    """Macro and pooled coverage of `found` `[B, M]`, over problems that have a solution."""
+    solvable = count > 0
+    hits = found.sum(-1)
+    macro = float((hits[solvable] / count[solvable]).mean())
+    return macro, float(hits.sum() / count.sum())
+
+
+def uniform_coverage(count: NDArray[np.int64], width: int) -> tuple[float, float]:
+    """Expected macro and pooled coverage of `width` independent uniform draws over the solutions."""
+    count = count[count > 0]
+    expected = 1 - (1 - 1 / count) ** width
+    return float(expected.mean()), float((expected * count).sum() / count.sum())
+
+
+def one_answer_coverage(count: NDArray[np.int64]) -> tuple[float, float]:
+    """Macro and pooled coverage of always giving the same right answer."""
+    count = count[count > 0]
+    return float((1 / count).mean()), float(len(count) / count.sum())
+
+
+def total_variation(probabilities: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distance from a run's answers to the uniform law over solutions, `[B]`; invalid answers count."""
+    real = np.arange(probabilities.shape[1]) < count[:, None]
+    uniform = np.where(real, 1 / np.maximum(count, 1)[:, None], 0.0)
+    invalid = 1 - probabilities.sum(-1)
+    return 0.5 * (np.abs(probabilities - uniform).sum(-1) + invalid)
+
+
+def uniform_total_variation(count: NDArray[np.int64], width: int) -> NDArray[np.float64]:
+    """Expected distance of `width` uniform draws to the uniform law, `[B]`: the floor a perfect sampler has.
+
+    Exact: half of M times the mean absolute deviation of a Binomial(width, 1/M) share.
+    """
+    from scipy.stats import binom
+
+    floor = np.zeros(len(count))
+    draws = np.arange(width + 1)
+    for m in np.unique(count[count > 0]):
+        deviation = (binom.pmf(draws, width, 1 / m) * np.abs(draws / width - 1 / m)).sum()
+        floor[count == m] = 0.5 * m * deviation
+    return floor
+
+
+def summarize(task: Any, x: Any, answers: Any, solutions: Solutions, weights: Any = None) -> dict[str, float]:
+    """All figures of one run's answers at one depth.
+
+    Args:
+        task: verifies.
+        x: problems `[B, L]`.
+        answers: `[N, B, L]`.
+        solutions: every solution of `x`.
+        weights: normalised `[N, B]`; None: equal.
+
+    Returns:
+        Shares in [0, 1]: `valid` (one draw), `pass_at_n`, coverage macro and pooled on all problems and on
+        those with several solutions, and total variation likewise.
+    """
+    x, answers = np.asarray(x), np.asarray(answers)
+    valid = np.asarray(task.verify(x, answers))  # [N, B]
+    shares = np.full(valid.shape, 1 / len(valid)) if weights is None else np.asarray(weights)
+    alive = shares > 0
+    probabilities = solution_weights(solutions, answers, shares)
+    several = solutions.count > 1
+    result = {"valid": float((shares * valid).sum(0).mean()), "pass_at_n": float((valid & alive).any(0).mean())}
+    variation = total_variation(probabilities, solutions.count)
+    for name, rows in (("all", solutions.count > 0), ("several", several)):
+        if rows.any():
+            macro, pooled = coverage(probabilities[rows] > 0, solutions.count[rows])
+            result |= {f"coverage_macro_{name}": macro, f"coverage_pooled_{name}": pooled}
+            result[f"total_variation_{name}"] = float(variation[rows].mean())
+    return result
+
+
+def limits(solutions: Solutions, width: int) -> dict[str, dict[str, float]]:
+    """The same figures for `width` uniform draws over the solutions, and for one fixed right answer."""
+    uniform: dict[str, float] = {"valid": 1.0, "pass_at_n": 1.0}
+    single: dict[str, float] = {"valid": 1.0, "pass_at_n": 1.0}
+    floor = uniform_total_variation(solutions.count, width)
+    for name, rows in (("all", solutions.count > 0), ("several", solutions.count > 1)):
+        if not rows.any():
+            continue
+        count = solutions.count[rows]
+        for target, (macro, pooled) in (
+            (uniform, uniform_coverage(count, width)),
+            (single, one_answer_coverage(count)),
+        ):
+            target |= {f"coverage_macro_{name}": macro, f"coverage_pooled_{name}": pooled}
+        uniform[f"total_variation_{name}"] = float(floor[rows].mean())
+        single[f"total_variation_{name}"] = float((1 - 1 / count).mean())
+    return {"uniform": uniform, "one answer": single}

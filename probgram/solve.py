@@ -1,0 +1,85 @@
+"""One call: a puzzle in, its different answers out, with their shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probgram.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from probgram.chain import Chain
+    from probgram.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The answers to one problem.
+
+    Attributes:
+        answers: the different answers, the most probable first, `[M, L]`.
+        shares: posterior probability of each, float64 `[M]`.
+        verified: whether each passes the task's verification, bool `[M]`.
+        run: the trajectories they come from.
+        task: draws and verifies them.
+    """
+
+    answers: "Tensor"
+    shares: "Tensor"
+    verified: "Tensor"
+    run: Trajectories
+    task: "Task"
+
+    def __repr__(self) -> str:
+        return f"Solution({int(self.verified.sum())} verified of {len(self.answers)} different answers, {self.run!r})"
+
+    def __str__(self) -> str:
+        """Every verified answer drawn, with its share."""
+        pictures = [
+            f"share {float(share):.2f}\n{self.task.decode(answer)}"
+            for answer, share, good in zip(self.answers, self.shares, self.verified, strict=True)
+            if good
+        ]
+        return "\n\n".join(pictures) or "no answer passed verification"
+
+
+def solve(
+    model: "str | Path | Chain",
+    problem: Any,
+    width: int = 20,
+    depth: int = 16,
+    seed: int = 0,
+    task: "Task | None" = None,
+) -> Solution:
+    """Answer one problem with `width` independent trajectories.
+
+    Args:
+        model: a shipped name ("queens8"), a weight file, or a chain.
+        problem: whatever `task.encode` reads, for queens `Q` and `.` or a list of columns.
+        width: trajectories.
+        depth: depth steps.
+        seed: same seed, same answers.
+        task: the problem family; None: the one the weights were trained on.
+
+    Returns:
+        The distinct answers with their shares, each verified.
+
+    Raises:
+        ValueError: the problem cannot be read, a size is below 1, or there is no task to read it with.
+        CheckpointError: the weights cannot be loaded.
+    """
+    from probgram import tasks
+    from probgram.checkpoint import load_chain
+    from probgram.inference.sampling import sample
+
+    chain = load_chain(model) if isinstance(model, str | Path) else model
+    if task is None:
+        name = getattr(chain, "about", {}).get("task")
+        if name is None:
+            raise ValueError("task must be given: the chain does not say which task it was trained on")
+        task = tasks.from_name(name)
+    x = task.encode(problem)
+    run = sample(chain, x, width, depth, seed, task=task.name)
+    answers, shares = run.distinct(0)
+    return Solution(answers, shares, task.verify(run.x[0], answers), run, task)

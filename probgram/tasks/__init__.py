@@ -1,0 +1,34 @@
+"""Problem families: one file each, all of them a `Task`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probgram.tasks.queens import Queens as Queens
+    from probgram.tasks.task import KnownAnswers as KnownAnswers
+    from probgram.tasks.task import Task as Task
+    from probgram.tasks.task import from_name as from_name
+    from probgram.tasks.task import group_answers as group_answers
+
+_HOMES = {
+    "Queens": "probgram.tasks.queens",
+    "Task": "probgram.tasks.task",
+    "KnownAnswers": "probgram.tasks.task",
+    "group_answers": "probgram.tasks.task",
+    "from_name": "probgram.tasks.task",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a task when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'probgram.tasks' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Names for completion, imported or not."""
+    return sorted(__all__)

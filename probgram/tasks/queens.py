@@ -1,0 +1,240 @@
+"""N-Queens completion: place the missing queens so that none attacks another.
+
+Two encodings. "rows" (default): one token a row, the queen's column 0 … n−1, or n for a blank row.
+"board": one token a square, 1 for a queen; in a problem 0 means open, in an answer it means empty.
+
+Data set: remove k queens, k in {n−3, n−2, n−1}, from every solution (n = 8: 5,148 unique problems with
+8,464 answers in 648 symmetry orbits). Source: Baek et al., arXiv 2605.19376, section 5.1.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probgram.tasks.task import Array, KnownAnswers, Split, group_answers
+
+Encoding = Literal["rows", "board"]
+SplitRule = Literal["orbit", "input"]
+
+
+class Queens:
+    """N-Queens completion as a `Task`.
+
+    Args:
+        n: the board's side, at least 4 (smaller boards have no solution or a trivial one).
+        encoding: "rows" (L = n) or "board" (L = n²).
+        split: "orbit" holds out whole symmetry orbits of problems, "input" single problems; either way
+            15% of them, and no test problem is ever seen in training.
+        seed: which ones are held out.
+
+    Raises:
+        ValueError: n is below 4, or an unknown encoding or split.
+    """
+
+    def __init__(self, n: int = 8, encoding: Encoding = "rows", split: SplitRule = "orbit", seed: int = 0) -> None:
+        if n < 4:
+            raise ValueError(f"n must be at least 4, got {n}")
+        if encoding not in ("rows", "board"):
+            raise ValueError(f'encoding must be "rows" or "board", got {encoding!r}')
+        if split not in ("orbit", "input"):
+            raise ValueError(f'split must be "orbit" or "input", got {split!r}')
+        self.n, self.encoding, self.split, self.seed = n, encoding, split, seed
+        self.name = f"queens{n}" + ("-board" if encoding == "board" else "")
+        self.length = n if encoding == "rows" else n * n
+        self.input_size = n + 1 if encoding == "rows" else 2
+        self.output_size = n if encoding == "rows" else 2
+
+    def __repr__(self) -> str:
+        return f"Queens({self.n}, encoding={self.encoding!r}, split={self.split!r}, seed={self.seed})"
+
+    # -- reading and drawing ----------------------------------------------------------------------------------
+
+    def encode(self, problem: str | Sequence[Any] | Array) -> NDArray[np.int64]:
+        """Read a board: `Q` and `.` row by row, or a list of columns.
+
+        Args:
+            problem: text with n rows of `Q` and `.` (rows apart by newlines, spaces or `/`), text with n
+                columns such as "0 . . 3 . . . .", or a list of n columns with None, -1 or n for a blank row.
+
+        Returns:
+            The problem, int64 `[L]`.
+
+        Raises:
+            ValueError: not a board of this size, or two of its queens attack each other.
+        """
+        columns = self._read_text(problem) if isinstance(problem, str) else self._read_columns(problem)
+        for (r, c), (s, d) in itertools.combinations([(r, c) for r, c in enumerate(columns) if c < self.n], 2):
+            if c == d or abs(c - d) == s - r:
+                line = f"column {c}" if c == d else "a diagonal"
+                raise ValueError(
+                    f"the queens in rows {r} and {s} clash: they share {line} (rows and columns count from 0)"
+                )
+        return self._from_columns(np.array(columns, dtype=np.int64))
+
+    def decode(self, y: Array) -> str:
+        """Draw one board `[L]` with `Q` and `.`, a line a row."""
+        columns = self._columns(np.asarray(y))
+        return "\n".join(" ".join("Q" if c == column else "." for c in range(self.n)) for column in columns)
+
+    # -- truth ------------------------------------------------------------------------------------------------
+
+    def verify(self, x: Array, y: Array) -> Array:
+        """Whether y completes x: n queens, none attacked, all given queens kept; bool `[...]`."""
+        return self.violations(x, y) == 0
+
+    def violations(self, x: Array, y: Array) -> Array:
+        """Attacked pairs, plus given queens that are gone, plus rows without exactly one queen; int `[...]`."""
+        if self.encoding == "board":
+            return self._board_violations(x, y)
+        # Comparisons add and never subtract, so that unsigned tokens cannot wrap around.
+        total = ((x != self.n) & (x != y)).sum(-1) + ((y < 0) | (y >= self.n)).sum(-1)
+        for d in range(1, self.n):
+            upper, lower = y[..., d:], y[..., :-d]
+            total = total + ((upper == lower) | (upper == lower + d) | (upper + d == lower)).sum(-1)
+        return total
+
+    def _board_violations(self, x: Array, y: Array) -> Array:
+        queens = (y == 1).reshape(*y.shape[:-1], self.n, self.n)
+        total = ((x == 1) & (y != 1)).sum(-1) + ((y != 0) & (y != 1)).sum(-1)
+        total = total + (queens.sum(-1) != 1).sum(-1)
+        for d in range(1, self.n):
+            above, below = queens[..., d:, :], queens[..., :-d, :]
+            total = total + (above & below).sum(-1).sum(-1)
+            total = total + (above[..., d:] & below[..., :-d]).sum(-1).sum(-1)
+            total = total + (above[..., :-d] & below[..., d:]).sum(-1).sum(-1)
+        return total
+
+    def solutions(self, x: Array) -> NDArray[np.int64]:
+        """Every completion of one problem, `[M, L]` in lexicographic order of the columns."""
+        given = self._columns(np.asarray(x))
+        found = _completions(tuple(int(c) for c in given), self.n)
+        return self._from_columns(np.array(found, dtype=np.int64).reshape(-1, self.n))
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def examples(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (x `[M, L]`, y `[M, L]`) of the training or the test problems, one row an answer."""
+        if split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {split!r}')
+        known = self.known
+        chosen = np.flatnonzero(self._held_out if split == "test" else ~self._held_out)
+        count = known.count[chosen]
+        problems = np.repeat(chosen, count)
+        slots = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return self._from_columns(known.x[problems]), self._from_columns(known.answers[problems, slots])
+
+    @cached_property
+    def known(self) -> KnownAnswers:
+        """All problems of the data set with all their answers, in the "rows" encoding."""
+        boards = np.array(_completions((self.n,) * self.n, self.n), dtype=np.int64)
+        removals = [rows for k in range(self.n - 3, self.n) for rows in itertools.combinations(range(self.n), k)]
+        x = np.repeat(boards[:, None], len(removals), 1)  # [boards, removals, n]
+        for i, rows in enumerate(removals):
+            x[:, i, rows] = self.n
+        y = np.broadcast_to(boards[:, None], x.shape)
+        return group_answers(x.reshape(-1, self.n), y.reshape(-1, self.n))
+
+    @cached_property
+    def orbits(self) -> NDArray[np.int64]:
+        """The symmetry orbit of each problem of `known` (eight rotations and reflections), `[I]` from 0."""
+        images = np.stack([self._key(image) for image in symmetric(self.known.x, self.n)])  # [8, I]
+        return np.unique(images.min(0), return_inverse=True)[1].reshape(-1)
+
+    @cached_property
+    def _held_out(self) -> NDArray[np.bool_]:
+        groups = self.orbits if self.split == "orbit" else np.arange(len(self.known.x))
+        order = np.random.default_rng(self.seed).permutation(groups.max() + 1)
+        return np.isin(groups, order[: round(0.15 * len(order))])
+
+    def _key(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A number for each board, base n + 1 (fits int64 up to n = 15)."""
+        digits = (self.n + 1) ** np.arange(self.n, dtype=np.int64)
+        return (columns * digits).sum(-1)
+
+    # -- encodings --------------------------------------------------------------------------------------------
+
+    def _read_text(self, text: str) -> list[int]:
+        squares = re.sub(r"[\s/|]+", "", text)
+        if set(squares) <= {"Q", "q", "."} and len(squares) == self.n**2:
+            rows = [squares[i : i + self.n].upper() for i in range(0, len(squares), self.n)]
+            for r, row in enumerate(rows):
+                if row.count("Q") > 1:
+                    raise ValueError(f"the queens in row {r} clash: the row has {row.count('Q')} (rows count from 0)")
+            return [row.index("Q") if "Q" in row else self.n for row in rows]
+        words = re.split(r"[\s,]+", text.strip(" \n\t[]()"))
+        if len(words) == self.n and all(w in (".", "_", "None") or w.lstrip("-").isdigit() for w in words):
+            return self._read_columns([int(w) if w.lstrip("-").isdigit() else None for w in words])
+        raise ValueError(
+            f"a board must be {self.n} rows of {self.n} squares written Q and ., or {self.n} columns with . for "
+            f"a blank row, got {text.strip()[:60]!r}"
+        )
+
+    def _read_columns(self, columns: Sequence[Any] | Array) -> list[int]:
+        values = columns.tolist() if hasattr(columns, "tolist") else list(columns)
+        if len(values) != self.n:
+            raise ValueError(f"a board of {self.n} rows must have {self.n} columns, got {len(values)}")
+        result = []
+        for row, value in enumerate(values):
+            blank = value is None or value == -1
+            if not blank and (isinstance(value, bool) or value != int(value) or not 0 <= value <= self.n):
+                raise ValueError(
+                    f"row {row} must hold a column from 0 to {self.n - 1}, or None for a blank row, got {value!r}"
+                )
+            result.append(self.n if blank else int(value))
+        return result
+
+    def _columns(self, tokens: NDArray[Any]) -> NDArray[np.int64]:
+        """From this task's encoding to columns; a row without a queen, or with several, counts as blank."""
+        if tokens.shape[-1] != self.length:
+            raise ValueError(f"a board of {self.name} must have {self.length} tokens, got {tokens.shape[-1]}")
+        if self.encoding == "rows":
+            return tokens.astype(np.int64)
+        queens = tokens.reshape(*tokens.shape[:-1], self.n, self.n) == 1
+        return np.where(queens.sum(-1) == 1, queens.argmax(-1), self.n)
+
+    def _from_columns(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.encoding == "rows":
+            return columns
+        board = columns[..., None] == np.arange(self.n)
+        return board.reshape(*columns.shape[:-1], self.n * self.n).astype(np.int64)
+
+
+def symmetric(columns: NDArray[np.int64], n: int) -> list[NDArray[np.int64]]:
+    """The eight rotations and reflections of boards `[..., n]` in the "rows" encoding, the identity first."""
+
+    def transpose(boards: NDArray[np.int64]) -> NDArray[np.int64]:
+        square = boards[..., None] == np.arange(n)  # [..., row, column]
+        return np.where(square.any(-2), square.argmax(-2), n)
+
+    images = []
+    for board in (columns, transpose(columns)):
+        for flipped in (board, board[..., ::-1]):
+            images += [flipped, np.where(flipped < n, n - 1 - flipped, n)]
+    return images
+
+
+@lru_cache(maxsize=4096)
+def _completions(given: tuple[int, ...], n: int) -> tuple[tuple[int, ...], ...]:
+    """Every way to finish a board, by backtracking over rows with bit masks of attacked columns."""
+    found: list[tuple[int, ...]] = []
+    full = (1 << n) - 1
+
+    def place(row: int, columns: int, left: int, right: int, board: tuple[int, ...]) -> None:
+        if row == n:
+            found.append(board)
+            return
+        free = full & ~(columns | left | right)
+        if given[row] < n:
+            free &= 1 << given[row]
+        while free:
+            bit = free & -free
+            free ^= bit
+            place(row + 1, columns | bit, (left | bit) << 1 & full, (right | bit) >> 1, (*board, bit.bit_length() - 1))
+
+    place(0, 0, 0, 0, ())
+    return tuple(found)

@@ -1,0 +1,110 @@
+"""What a problem family offers, and how an input's known answers are kept together.
+
+Tasks work on NumPy arrays and on tensors of any backend alike: `verify` and `violations` use operators
+and methods that all of them share, and import none of them.
+"""
+
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # a NumPy array, a torch tensor or a jax array
+Split = Literal["train", "test"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A family of problems x with answers y, both sequences of small integers.
+
+    Attributes:
+        name: how the family is called in files and messages.
+        length: L, tokens of x and of y.
+        input_size: number of different tokens in x.
+        output_size: number of different tokens in y.
+    """
+
+    name: str
+    length: int
+    input_size: int
+    output_size: int
+
+    def encode(self, problem: Any) -> NDArray[np.int64]:
+        """Read a problem as a person writes it; `[L]`. Raises ValueError in one sentence."""
+        ...
+
+    def decode(self, y: Array) -> str:
+        """Draw one answer (or problem) `[L]` as text."""
+        ...
+
+    def verify(self, x: Array, y: Array) -> Array:
+        """Whether y answers x; broadcasts over leading dimensions, bool `[...]`."""
+        ...
+
+    def violations(self, x: Array, y: Array) -> Array:
+        """How many constraints y breaks, 0 exactly where `verify` is true; integers `[...]`."""
+        ...
+
+    def solutions(self, x: Array) -> NDArray[np.int64]:
+        """Every answer of one problem `[L]`, as `[M, L]` in lexicographic order; M may be 0."""
+        ...
+
+    def examples(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (x `[M, L]`, y `[M, L]`), one row for each known answer of each problem."""
+        ...
+
+
+class KnownAnswers(NamedTuple):
+    """Unique problems with all their known answers, padded.
+
+    Fields:
+        x: `[I, ...]`, unique.
+        answers: `[I, M, L]`; rows beyond `count` repeat the first answer.
+        count: int64 `[I]`, how many are known; at least 1.
+    """
+
+    x: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+
+def group_answers(x: Array, y: Array) -> KnownAnswers:
+    """Group pairs by problem; a pair given twice counts once.
+
+    Args:
+        x: problems, integers `[P, ...]`.
+        y: answers, integers `[P, L]`.
+
+    Raises:
+        ValueError: different numbers of rows, none at all, or values that are not integers.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    for name, values in (("x", x), ("y", y)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} must hold integers (tokens), got {values.dtype}")
+        if values.ndim < 2:
+            raise ValueError(f"{name} must have a row for each example, got shape {list(values.shape)}")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x and y must have the same number of rows, at least 1, got {len(x)} and {len(y)}")
+    pairs = np.unique(np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], 1).astype(np.int64), axis=0)
+    width = x[0].size
+    problems, first, count = np.unique(pairs[:, :width], axis=0, return_index=True, return_counts=True)
+    slots = np.arange(count.max())
+    rows = first[:, None] + np.where(slots < count[:, None], slots, 0)  # [I, M]; pairs are sorted by problem
+    answers = pairs[rows, width:].reshape(len(problems), len(slots), *y.shape[1:])
+    return KnownAnswers(problems.reshape(-1, *x.shape[1:]), answers, count)
+
+
+def from_name(name: str) -> "Task":
+    """Build the task that a weight file's `task` entry names, for instance "queens8".
+
+    Raises:
+        ValueError: no task has that name.
+    """
+    from probgram.tasks.queens import Queens
+
+    family, _, rest = name.partition("queens")
+    size, _, encoding = rest.partition("-")
+    if family == "" and size.isdigit() and encoding in ("", "board"):
+        return Queens(int(size), encoding="board" if encoding else "rows")
+    raise ValueError(f'no task is called {name!r}; expected for instance "queens8" or "queens8-board"')

@@ -1,0 +1,261 @@
+"""What a run returns: weighted latent trajectories, their lines, their answers; saved and loaded.
+
+Values are recorded after reweighting and before the next resampling. `ancestors[s]` maps slots at depth
+step s to slots at s - 1, so once resampling has happened a slot is not a trajectory: `lines()` traces
+ancestry, and whatever is drawn over depth must use it.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probgram import checkpoint
+
+if TYPE_CHECKING:
+    import arviz  # noqa: F401
+
+FORMAT = "probgram.trajectories/1"
+
+
+class DistinctAnswers(NamedTuple):
+    """The different answers of one problem, the most probable first.
+
+    Fields:
+        answers: `[M, L]`.
+        shares: float64 `[M]`, posterior probability of each, summing to 1.
+    """
+
+    answers: Tensor
+    shares: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """N weighted trajectories of B problems over S recorded depth steps.
+
+    Attributes:
+        x: the problems, `[B, ...]`.
+        answers: decoded answers, smallest unsigned or signed type that fits, `[S, N, B, L]`.
+        log_weights: unnormalised, float32 or wider, `[S, N, B]`; all zero without potentials.
+        ancestors: int32 `[S, N, B]`, or None where nothing was resampled (every slot is its own ancestor).
+        heads: logits by name, `[S, N, B]` each.
+        log_normalizer: running log Z in nats, `[S, B]`; zero without potentials.
+        likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
+        halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
+        state: the last state, to go deeper from (`keep="latents"` keeps it for `save`); else None.
+        depths: depth step of each recorded row, `[S]`, counted from 1.
+        task: name of the task, "" where there is none.
+        seed: the run's seed.
+        settings: how the run was made, plain values (written to files).
+    """
+
+    x: Tensor
+    answers: Tensor
+    log_weights: Tensor
+    ancestors: Tensor | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    log_normalizer: Tensor | None = None
+    likelihoods_only: bool = False
+    halted: Tensor | None = None
+    state: Any = None
+    depths: tuple[int, ...] = ()
+    task: str = ""
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.answers.dim() != 4 or self.answers.shape[:3] != self.log_weights.shape:
+            raise ValueError(
+                "answers must be [S, N, B, L] and log_weights [S, N, B], got "
+                f"{list(self.answers.shape)} and {list(self.log_weights.shape)}"
+            )
+        if not self.depths:
+            object.__setattr__(self, "depths", tuple(range(1, len(self.answers) + 1)))
+
+    # -- shape ------------------------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """Depth steps that were run."""
+        return self.depths[-1]
+
+    @property
+    def width(self) -> int:
+        """N, trajectories a problem."""
+        return self.answers.shape[1]
+
+    @property
+    def problems(self) -> int:
+        """B."""
+        return self.answers.shape[2]
+
+    def __len__(self) -> int:
+        """The number of problems."""
+        return self.problems
+
+    def __repr__(self) -> str:
+        """One line: sizes, task, effective sample size."""
+        name = f"{self.task}, " if self.task else ""
+        return (
+            f"Trajectories({name}{self.problems} problems × {self.width} trajectories × {self.depth} depth steps, "
+            f"ESS {float(self.ess[-1].mean()):.1f}, seed {self.seed})"
+        )
+
+    def __getitem__(self, problem: int | slice | Tensor) -> "Trajectories":
+        """Keep some problems: an index, a slice or a tensor of indices; the problem dimension stays."""
+        if isinstance(problem, int):
+            if not -self.problems <= problem < self.problems:
+                raise IndexError(f"problem must be below {self.problems}, got {problem}")
+            problem = slice(problem, problem + 1 or None)
+        from probgram.state import map_state
+
+        return replace(
+            self,
+            x=self.x[problem],
+            answers=self.answers[:, :, problem],
+            log_weights=self.log_weights[:, :, problem],
+            ancestors=None if self.ancestors is None else self.ancestors[:, :, problem],
+            heads={name: value[:, :, problem] for name, value in self.heads.items()},
+            log_normalizer=None if self.log_normalizer is None else self.log_normalizer[:, problem],
+            halted=None if self.halted is None else self.halted[:, problem],
+            state=None if self.state is None else map_state(lambda leaf: leaf[:, problem], self.state),
+        )
+
+    # -- weights ----------------------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights, float64 `[S, N, B]`; a problem whose weights all vanished has zeros."""
+        log_weights = self.log_weights.double()
+        total = log_weights.logsumexp(1, keepdim=True)
+        return torch.where(total.isneginf(), 0.0, (log_weights - total).exp())
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size 1 / Σ W², float64 `[S, B]`; 0 where all weights vanished."""
+        squares = self.weights.square().sum(1)
+        return torch.where(squares > 0, 1 / squares, 0.0)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Log p(observations) in nats, `[S, B]`.
+
+        Raises:
+            ValueError: a factor of the run was not a likelihood, so log Z is not evidence for anything.
+        """
+        if not self.likelihoods_only or self.log_normalizer is None:
+            raise ValueError(
+                "log_evidence exists only where every factor is a likelihood of observations; "
+                "use log_normalizer for runs with other potentials, or with none"
+            )
+        return self.log_normalizer
+
+    # -- lines and answers ------------------------------------------------------------------------------------
+
+    def lines(self) -> Tensor:
+        """The slot each final trajectory occupied at every depth step: int64 `[S, N, B]`.
+
+        `answers[s].gather(...)` with row s gives the trajectory's own past. Without resampling these are the
+        slots themselves.
+        """
+        depth, width, problems = self.log_weights.shape
+        slot = torch.arange(width, device=self.answers.device)[:, None].expand(width, problems)
+        rows = [slot]
+        for s in range(depth - 1, 0, -1):
+            if self.ancestors is not None:
+                slot = self.ancestors[s].long().gather(0, slot)
+            rows.append(slot)
+        return torch.stack(rows[::-1])
+
+    def answers_along_lines(self) -> Tensor:
+        """Answers over depth of the final trajectories, `[S, N, B, L]`."""
+        if self.ancestors is None:
+            return self.answers
+        index = self.lines()[..., None].expand_as(self.answers)
+        return self.answers.gather(1, index)
+
+    def distinct(self, problem: int = 0, step: int = -1) -> DistinctAnswers:
+        """The different answers of one problem with their posterior shares, the most probable first.
+
+        Args:
+            problem: index among the B problems.
+            step: row of the recorded depth steps, by default the last.
+
+        Raises:
+            IndexError: no such problem.
+        """
+        one = self[problem]
+        index, shares = one.answer_shares(step)  # [N, 1]
+        first = torch.unique(index[:, 0], return_inverse=True)[1]
+        totals = torch.zeros(int(first.max()) + 1, dtype=torch.float64, device=first.device)
+        totals.index_add_(0, first, one.weights[step, :, 0])
+        slot = torch.full_like(totals, self.width, dtype=torch.long)
+        slots = torch.arange(self.width, device=slot.device)
+        slot.scatter_reduce_(0, first, slots, "amin")
+        alive = totals > 0
+        order = totals[alive].argsort(descending=True, stable=True)
+        return DistinctAnswers(one.answers[step, slot[alive][order], 0], totals[alive][order])
+
+    def answer_shares(self, step: int = -1) -> tuple[Tensor, Tensor]:
+        """For each slot: a number of its answer, and the total weight of that answer in its problem.
+
+        Returns:
+            `(index, shares)`, int64 and float64 `[N, B]`; slots of one problem have equal numbers exactly
+            where their answers are equal.
+        """
+        answers = self.answers[step]  # [N, B, L]
+        n, b, _ = answers.shape
+        problem = torch.arange(b, device=answers.device).expand(n, b)
+        rows = torch.cat([problem[..., None], answers.long()], -1).reshape(n * b, -1)
+        index = torch.unique(rows, dim=0, return_inverse=True)[1]
+        weights = self.weights[step].reshape(-1)
+        totals = torch.zeros(n * b, dtype=torch.float64, device=weights.device).index_add_(0, index, weights)
+        return index.reshape(n, b), totals[index].reshape(n, b)
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run to one safetensors file, atomically; `state` is not kept.
+
+        Returns:
+            The path written.
+        """
+        tensors = {"x": self.x, "answers": self.answers, "log_weights": self.log_weights}
+        for name in ("ancestors", "log_normalizer", "halted"):
+            if getattr(self, name) is not None:
+                tensors[name] = getattr(self, name)
+        tensors |= {f"heads.{name}": value for name, value in self.heads.items()}
+        about = {
+            "likelihoods_only": self.likelihoods_only,
+            "depths": list(self.depths),
+            "task": self.task,
+            "seed": self.seed,
+            "settings": self.settings,
+        }
+        return checkpoint.write_tensors(path, tensors, {"format": FORMAT, "run": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trajectories":
+        """Read a run that `save` wrote.
+
+        Raises:
+            CheckpointError: no such file, damaged, or not a run.
+        """
+        tensors, metadata = checkpoint.read_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise checkpoint.CheckpointError(f"{path} is not a saved run (format {metadata.get('format')!r})")
+        about = json.loads(metadata["run"])
+        about["depths"] = tuple(about["depths"])
+        heads = {k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")}
+        rest = {k: v for k, v in tensors.items() if not k.startswith("heads.")}
+        return cls(heads=heads, **rest, **about)
+
+    def to_arviz(self) -> Any:
+        """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x); see `probgram.export`."""
+        from probgram.export import to_arviz
+
+        return to_arviz(self)
