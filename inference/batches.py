@@ -87,7 +87,7 @@ class Batches:
         return rollout._replace(
             x=rollout.x.index_copy(0, place, x),
             answers=rollout.answers.index_copy(0, place, answers),
-            count=rollout.count.index_copy(0, rows, count),
+            counts=rollout.counts.index_copy(0, rows, count),
             target=rollout.target.index_copy(1, place, target),
             age=rollout.age.index_fill(0, rows, 0),
         )
@@ -97,7 +97,7 @@ class Batches:
         positions = self.drawn + self.rank + self.world * np.arange(rows)
         self.drawn += rows * self.world
         index = self._order(positions)
-        count = self.known.count[index]
+        count = self.known.counts[index]
         draws = np.random.default_rng([self.seed, 1, int(positions[0])]).random((self.particles, rows))
         target = torch.from_numpy((draws * count).astype(np.int64)).to(device)
         x, answers = (torch.from_numpy(part[index]).to(device) for part in (self.known.x, self.known.answers))

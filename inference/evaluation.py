@@ -46,7 +46,12 @@ class Report:
     def table(self) -> str:
         """The report as a Markdown table."""
         about = ", ".join(f"{key} {value}" for key, value in self.about.items())
-        lines = [about, "", "| figure | mean | sd over seeds | uniform draws | one answer |", "|---|---|---|---|---|"]
+        lines = [
+            about,
+            "",
+            "| figure | mean | sd over seeds | uniform draws | one answer |",
+            "|---|---|---|---|---|",
+        ]
         for name in self.figures:
             uniform, single = (self.limits.get(kind, {}).get(name) for kind in ("uniform", "one answer"))
             cells = [f"{self.mean(name):.4f}", f"{self.spread(name):.4f}"]
@@ -101,7 +106,7 @@ def evaluate(
         "task": task.name,
         "split": f"{getattr(task, 'split', '')} {split}".strip(),
         "problems": len(x),
-        "several answers": int((solutions.count > 1).sum()),
+        "several answers": int((solutions.counts > 1).sum()),
         "width": width,
         "depth": depth,
         "seeds": list(seeds),

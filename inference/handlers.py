@@ -10,7 +10,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -24,8 +24,8 @@ class GuidedSite(NamedTuple):
 
     t: int
     proposal: Any
-    prior: Distribution  # expanded to the plates
-    posterior: Distribution | None  # expanded likewise; None without a guide
+    prior: TorchDistribution  # expanded to the plates
+    posterior: TorchDistribution | None  # expanded likewise; None without a guide
     value: Tensor  # the eps that was drawn
     kl: Tensor  # KL(q || p) in nats, [..., B], scaled and masked as the site is; 0 without a guide
 
@@ -168,7 +168,9 @@ class seeded(Messenger):  # noqa: N801
         else:
             device = next(iter(getattr(base, name).device for name in base.arg_constraints if hasattr(base, name)))
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=self._generator(self.first_block, device))))
+                torch.manual_seed(
+                    int(torch.randint(2**62, (), generator=self._generator(self.first_block, device)))
+                )
                 msg["value"] = fn()
 
     def _noise(self, base: Normal) -> Tensor:

@@ -55,7 +55,9 @@ class ObjectiveConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         plain = self.balance is None and self.beta == 1 and not self.warm_up and self.kl == "every"
         if self.bound == "iwae" and not (plain and self.gradient != "transition"):
-            raise ValueError('bound="iwae" needs plain KL at every transition, beta=1 and gradient="step" or "full"')
+            raise ValueError(
+                'bound="iwae" needs plain KL at every transition, beta=1 and gradient="step" or "full"'
+            )
 
 
 _WORDS = {
@@ -71,7 +73,7 @@ class Rollout(NamedTuple):
     Fields:
         x: `[B, ...]`.
         answers: known answers, padded, `[B, M, L]`.
-        count: how many are known, `[B]`, kept on the host.
+        counts: how many are known, `[B]`, kept on the host.
         target: index of the answer each trajectory is trained towards, `[N, B]`.
         age: depth steps taken, `[B]`, kept on the host; rows at 0 start afresh.
         state: leaves `[N, B, ...]`; None before the very first step.
@@ -82,7 +84,7 @@ class Rollout(NamedTuple):
 
     x: Tensor
     answers: Tensor
-    count: Tensor
+    counts: Tensor
     target: Tensor
     age: Tensor
     state: Any = None
@@ -122,7 +124,11 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, chain: Chain, guide: Guide | None = None, config: ObjectiveConfig | None = None, task: Any = None
+        self,
+        chain: Chain,
+        guide: Guide | None = None,
+        config: ObjectiveConfig | None = None,
+        task: Any = None,
     ) -> None:
         super().__init__()
         self.config = config or ObjectiveConfig()
@@ -162,12 +168,13 @@ class Objective(nn.Module):
                 context = self.chain.encode(rollout.x)
             start = trees.expand(self.chain.init(context), (n, b))
             state = start if rollout.state is None else trees.where(first, start, rollout.state)
-            state, terms, last = self._transitions(state, context, rollout, y, from_prior)
+            state, terms, sites = self._transitions(state, context, rollout, y, from_prior)
         with torch.no_grad():
-            prior_state, noise = self._prior_draw(last)
-            belief = self._belief(rollout, last, noise) if config.target is attributed else None
+            prior_state, noise = self._prior_draw(sites[-1])
+            sites[-1] = sites[-1]._replace(value=_rows(from_prior, noise, sites[-1].value))  # what carries on
+            belief = self._belief(rollout, sites) if config.target is attributed else None
             view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
-            target = config.target(view)
+            target = torch.where(from_prior, config.target(view), rollout.target)
         terms = terms._replace(log_p=self._readout(state).log_prob(y))
         carried = trees.where(from_prior, prior_state, state)
         return terms, rollout._replace(
@@ -181,32 +188,34 @@ class Objective(nn.Module):
 
     def _transitions(
         self, state: Any, context: Any, rollout: Rollout, y: Tensor, from_prior: Tensor
-    ) -> tuple[Any, StepTerms, GuidedSite]:
-        """Run T transitions. The guide acts on the last, and where the posterior carries on, on all of them.
+    ) -> tuple[Any, StepTerms, list[GuidedSite]]:
+        """Run T transitions; returns the state, the bound's terms and the sites where the guide is at home.
 
-        Where the gradient stops at a transition, only what it can reach is guided: the last one.
+        The guide acts on the last transition, and on those before it where the posterior carries on and the
+        gradient reaches them.
         """
         config, chain = self.config, self.chain
         t = 0 if chain.homogeneous else int(rollout.age[0])
-        sites: list[GuidedSite] = []
+        charged: list[GuidedSite] = []
+        guidable: list[GuidedSite] = []
         log_ratio: Tensor | float = 0.0
         with self._network():
             evidence = None if self.guide is None else self.guide.encode(y)
         for k in range(chain.transitions):
             is_last = k == chain.transitions - 1
             reached = is_last or config.gradient != "transition"
-            rows = torch.ones_like(from_prior) if is_last else ~from_prior & reached
             acts = is_last or (reached and config.carry < 1)
-            guide = self.guide if acts else None
+            guide, rows = (self.guide if acts else None), (None if is_last else ~from_prior)
             with torch.set_grad_enabled(reached and torch.is_grad_enabled()), self._network():
-                with weighted() as w, guided(guide, evidence, None if is_last else rows) as q:
+                with weighted() as w, guided(guide, evidence, rows) as q:
                     state = chain.transition(state, t * chain.transitions + k, context)
+            if acts:
+                guidable += q.sites
             if guide is not None:
                 log_ratio = log_ratio + w.log_weight
                 if is_last or config.kl == "every":
-                    sites += q.sites
-        state = trees.map_state(_widen, state)
-        return state, StepTerms(torch.empty(0), sites, log_ratio), q.sites[-1]
+                    charged += q.sites
+        return trees.map_state(_widen, state), StepTerms(torch.empty(0), charged, log_ratio), guidable
 
     def _prior_draw(self, last: GuidedSite) -> tuple[Any, Tensor]:
         """The state that the prior makes of the last proposal: where a trajectory really goes."""
@@ -282,23 +291,26 @@ class Objective(nn.Module):
         scores = [readout.log_prob(y.expand(*readout.batch_shape, -1)) for y in rollout.answers.unbind(1)]
         return torch.stack(scores, -1).masked_fill(_beyond(rollout), -torch.inf)
 
-    def _belief(self, rollout: Rollout, last: GuidedSite, noise: Tensor) -> Tensor:
-        """Add the latest prior draw's log q(eps | u, y_m) to the belief; log p(eps | u) is the same for all m.
+    def _belief(self, rollout: Rollout, sites: list[GuidedSite]) -> Tensor:
+        """Add log q(eps | u, y_m) of the noise that carries on; log p(eps | u) is the same for all m.
 
         Only problems with several answers are looked at, an answer a row: no padding is computed.
         """
         assert self.guide is not None
-        n = len(rollout.target)
-        belief = noise.new_zeros(n, *rollout.answers.shape[:2]) if rollout.belief is None else rollout.belief
-        belief = belief * (rollout.age > 0).to(belief.device)[:, None]
-        several = (torch.arange(belief.shape[-1]) < rollout.count[:, None]) & (rollout.count > 1)[:, None]
-        rows, answer = (index.to(noise.device) for index in several.nonzero(as_tuple=True))  # R of them
+        n, device = len(rollout.target), rollout.x.device
+        if rollout.belief is None:
+            belief = torch.zeros(n, *rollout.answers.shape[:2], device=device)
+        else:
+            belief = rollout.belief * (rollout.age > 0).to(device)[:, None]
+        several = (torch.arange(belief.shape[-1]) < rollout.counts[:, None]) & (rollout.counts > 1)[:, None]
+        rows, answer = (index.to(device) for index in several.nonzero(as_tuple=True))  # R of them
         if len(rows):
-            proposal = trees.map_state(lambda leaf: leaf[:, rows], last.proposal)  # [N, R, ...]
             with self._network():
                 evidence = self.guide.encode(rollout.answers[rows, answer].expand(n, -1, -1))
-                log_q = self.guide.posterior(proposal, evidence, last.t).log_prob(noise[:, rows])
-            belief[:, rows, answer] += log_q
+                for site in sites:
+                    proposal = trees.map_state(lambda leaf: leaf[:, rows], site.proposal)  # [N, R, ...]
+                    posterior = self.guide.posterior(proposal, evidence, site.t)
+                    belief[:, rows, answer] += posterior.log_prob(site.value[:, rows])
         real = belief.masked_fill(_beyond(rollout), -torch.inf)
         return real - real.amax(-1, keepdim=True)
 
@@ -319,9 +331,14 @@ def pick(answers: Tensor, index: Tensor) -> Tensor:
     return answers[torch.arange(len(answers), device=answers.device), index]
 
 
+def _rows(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """`chosen` where `mask` `[N, B]` is true, else `other`, both `[N, B, ...]`."""
+    return torch.where(mask.reshape(*mask.shape, *[1] * (chosen.dim() - mask.dim())), chosen, other)
+
+
 def _beyond(rollout: Rollout) -> Tensor:
     """Slots of `answers` that are padding, `[B, M]`."""
-    return (torch.arange(rollout.answers.shape[1]) >= rollout.count[:, None]).to(rollout.answers.device)
+    return (torch.arange(rollout.answers.shape[1]) >= rollout.counts[:, None]).to(rollout.answers.device)
 
 
 def _record(history: Any, state: Any, age: Tensor, depth: int) -> Any:

@@ -1,6 +1,7 @@
 """The state of a training run in one safetensors file: all that is needed to go on bit for bit."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def save_training(
     tensors |= {f"optimiser.{i}.{k}": v for i, slot in slots.items() for k, v in slot.items()}
     tensors |= {f"rollout.{k}": v for k in _ROLLOUT_TENSORS if (v := getattr(rollout, k)) is not None}
     for name in ("state", "history"):
-        for i, (_, leaf) in enumerate(trees.leaves(getattr(rollout, name))):
-            tensors[f"{name}.{i}"] = leaf
+        if getattr(rollout, name) is not None:  # None before the very first step
+            for i, (_, leaf) in enumerate(trees.leaves(getattr(rollout, name))):
+                tensors[f"{name}.{i}"] = leaf
     tensors["life"] = life
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -74,7 +76,9 @@ def load_training(
     plain = json.loads(metadata["plain"])
     changed = [k for k, v in settings.items() if plain["settings"].get(k) != v]
     if changed:
-        was, now = ({k: s.get(k) for k in changed} for s in (plain["settings"], settings))
+        was, now = (
+            {k: textwrap.shorten(str(s.get(k)), 80) for k in changed} for s in (plain["settings"], settings)
+        )
         raise checkpoint.CheckpointError(
             f"{path} belongs to a run with other settings (was {was}, now {now}): use them, or another folder"
         )
@@ -82,7 +86,9 @@ def load_training(
     try:
         objective.load_state_dict(_under(tensors, "objective"))
     except RuntimeError as error:
-        raise checkpoint.CheckpointError(f"{path} belongs to another model: {error}") from error
+        raise checkpoint.CheckpointError(
+            f"{path} belongs to another model: {checkpoint.one_line(error)}"
+        ) from error
     for name, value in _under(tensors, "ema").items():
         ema[name].copy_(value)
     slots: dict[int, dict[str, Tensor]] = {}
@@ -99,8 +105,10 @@ def load_training(
     with torch.no_grad():  # an untouched start has the structure that the saved leaves belong to
         template = objective.chain.init(objective.chain.encode(rollout.x))
     for name in ("state", "history"):
-        saved = iter(value.to(device) for _, value in sorted(_under(tensors, name).items(), key=_by_number))
-        rollout = rollout._replace(**{name: trees.map_state(lambda _, rest=saved: next(rest), template)})
+        found = sorted(_under(tensors, name).items(), key=_by_number)
+        if found:
+            saved = iter(value.to(device) for _, value in found)
+            rollout = rollout._replace(**{name: trees.map_state(lambda _, rest=saved: next(rest), template)})
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -6,6 +6,7 @@ read back from the device is one flag every few depth steps, and only where stop
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -70,16 +71,29 @@ def sample(
         ValueError: width or depth below 1, x of a wrong shape or type, chunk no multiple of 64, the state is NaN.
     """
     x = as_problems(x, chain)
-    _check(width, depth, keep, decode, chunk, start)
+    _check(width, depth, keep, decode, chunk)
+    _check_weights(chain)
+    if start is not None:
+        _check_start(start, x, width, seed)
     pieces = [
         _sample_chunk(
-            chain, x, first, min(chunk or width, width - first), depth, seed, keep, decode, stop_halted, callback, start
+            chain,
+            x,
+            first,
+            min(chunk or width, width - first),
+            depth,
+            seed,
+            keep,
+            decode,
+            stop_halted,
+            callback,
+            start,
         )
         for first in range(0, width, chunk or width)
     ]
     settings = {
         "width": width,
-        "depth": pieces[0].depths[-1],
+        "depth": max(piece.depths[-1] for piece in pieces),
         "seed": seed,
         "decode": decode,
         "stop_halted": stop_halted,
@@ -139,7 +153,8 @@ def _sample_chunk(
             state = state_trees.expand(chain.init(context), (width, problems))
         else:
             state = state_trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
-            halted = None if start.halted is None or halted is None else start.halted[first : first + width]
+            if halted is not None and start.halted is not None:
+                halted = start.halted[first : first + width].to(x.device)
         for t in range(offset, offset + depth):
             noise.at(t)
             with _validation(t == offset):
@@ -171,7 +186,7 @@ def _sample_chunk(
 
 def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[str, Any]) -> Trajectories:
     """Put chunks side by side; one that halted early repeats its last record."""
-    longest = max(pieces, key=lambda piece: len(piece.depths))
+    longest = max(pieces, key=lambda piece: piece.depths[-1])
     steps = len(longest.depths)
 
     def over_particles(rows: list[list[Tensor]]) -> Tensor:
@@ -218,21 +233,34 @@ def _validation(on: bool) -> AbstractContextManager[Any]:
     return nullcontext() if on else pyro.validation_enabled(False)
 
 
-def _check(
-    width: int, depth: int, keep: str, decode: str, chunk: int | None, start: Trajectories | None
-) -> None:
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+def _check(width: int, depth: int, keep: str, decode: str, chunk: int | None) -> None:
+    for name, value in (("width", width), ("depth", depth)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if keep not in ("paths", "last", "latents"):
         raise ValueError(f'keep must be "paths", "last" or "latents", got {keep!r}')
     if decode not in ("mode", "sample"):
         raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
     if chunk is not None and (chunk < 1 or chunk % BLOCK):
         raise ValueError(f"chunk must be a multiple of {BLOCK}, got {chunk}")
-    if start is not None:
-        if start.state is None:
-            raise ValueError('start must be a run made with keep="latents": this one has no state')
-        if start.width != width:
-            raise ValueError(f"start has width {start.width}, so width must be {start.width}, got {width}")
+
+
+def _check_weights(chain: Chain) -> None:
+    """Name a parameter that is NaN: its answers would be arbitrary, and heads would go unnoticed."""
+    values = [(k, v) for k, v in chain.state_dict().items() if v.is_floating_point()]
+    broken = [v.isnan().any().to(values[0][1].device) for _, v in values]
+    if broken and bool(torch.stack(broken).any()):  # one look at the device
+        name = next(k for (k, _), nan in zip(values, broken, strict=True) if nan)
+        raise ValueError(f"the chain's {name} is NaN: its training diverged or its file is damaged")
+
+
+def _check_start(start: Trajectories, x: Tensor, width: int, seed: int) -> None:
+    if start.state is None:
+        raise ValueError('start must be a run made with keep="latents": this one has no state')
+    for name, was, now in (("width", start.width, width), ("seed", start.seed, seed)):
+        if was != now:
+            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    if start.x.shape != x.shape or not bool((start.x.to(x.device) == x).all()):
+        raise ValueError("start is a run of other problems than x")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probgram.chain import Chain, Guide
 from probgram.inference.batches import Batches, as_known_answers
-from probgram.inference.objective import Objective, ObjectiveConfig, Rollout
+from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
 from probgram.tasks import KnownAnswers, Task
@@ -175,7 +175,10 @@ class _Run:
         known = as_known_answers(data)
         self.held_out = _held_out(self.task, config)
         self.fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, strategy=config.strategy, precision="32-true"
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision="32-true",
         )
         if config.devices > 1:
             self.fabric.launch()
@@ -263,7 +266,7 @@ class _Run:
         self._average()
         # Only now: an interrupt before this line repeats the step on resuming, one after it does not.
         self.rollout, self.step = rollout, self.step + 1
-        return result.metrics | {"loss": result.loss.detach(), "gradient_norm": norm.detach()}
+        return result.metrics | {"loss": result.loss.detach(), "gradient_norm": torch.as_tensor(norm).detach()}
 
     def _swapped(self, halted: Tensor) -> Tensor | None:
         if not self.config.swap_halted:
@@ -284,7 +287,9 @@ class _Run:
         line = {"step": self.step, "seconds": round(self.seconds, 2)} | dict(zip(metrics, values, strict=True))
         line["beta"] = self.raw.beta
         line["lr"] = self.optimiser.param_groups[0]["lr"]
-        line["problems_per_second"] = self.step * self.config.batch * self.config.accumulate / max(self.seconds, 1e-9)
+        line["problems_per_second"] = (
+            self.step * self.config.batch * self.config.accumulate / max(self.seconds, 1e-9)
+        )
         due = self.config.validate_every and self.step % self.config.validate_every < self.config.log_every
         if self.held_out is not None and (due or self.step == self.steps):
             line["valid_held_out"] = self._validate()
@@ -321,13 +326,17 @@ class _Run:
             "drawn": self.batches.drawn,
             "settings": self.settings,
         }
-        save_training(
-            self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, plain
-        )
+        save_training(self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, plain)
 
     def _load(self) -> None:
         self.rollout, plain = load_training(
-            self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, self.settings
+            self._file,
+            self.raw,
+            self.averages,
+            self.optimiser,
+            self.rollout,
+            self.batches.life,
+            self.settings,
         )
         self.step, self.seconds, self.batches.drawn = plain["step"], plain["seconds"], plain["drawn"]
         log.info("continuing from step %d of %s", self.step, self._file)
@@ -353,7 +362,12 @@ class _Bar:
         if shown:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
             self.progress = Progress(*columns)
             self.bar = self.progress.add_task("", total=steps, completed=done)
 

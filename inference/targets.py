@@ -1,7 +1,8 @@
 """Which of an input's known answers a depth step is trained towards.
 
 A rule is a function of a `TargetView`, asked after every depth step; it returns the index of the answer
-for the next one, `[N, B]`. With one known answer all rules agree.
+for the next one, `[N, B]`. It is heeded where a prior draw carries on: a posterior draw has seen its answer
+and keeps it. With one known answer all rules agree.
 
     fixed             the answer drawn at the start, whatever the trajectory does
     nearest           the answer that the trajectory now finds most probable
@@ -31,8 +32,8 @@ class TargetView(NamedTuple):
 
     Fields:
         log_p: computes log p(y_m | prior state), `[N, B, M]`, nats.
-        belief: Σ log q(eps | u, y_m) over the trajectory's prior draws, up to a constant, `[N, B, M]`; None
-            for rules other than `attributed`, which alone pays for it.
+        belief: log p(y_m | noise so far), up to a constant, `[N, B, M]`; None for rules other than
+            `attributed`, which alone pays for it.
         current: the answer the depth step was trained towards, `[N, B]`.
     """
 

@@ -26,12 +26,16 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., D]` to the same shape."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
 class Attention(nn.Module):
     """Self-attention over tokens with rotary positions (Su et al., arXiv 2104.09864)."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, dim: int, heads: int, length: int) -> None:
         super().__init__()
@@ -46,6 +50,7 @@ class Attention(nn.Module):
         self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], 1), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map `[batch, L, D]` to the same shape; `mask` `[batch, L]` is false at padding."""
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [batch, heads, L, ·]
         q, k = self._rotate(q), self._rotate(k)
@@ -54,7 +59,8 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)  # type: ignore[operator]
+        length = x.shape[-2]  # at most the L that the tables were made for
+        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
@@ -76,6 +82,7 @@ class TokenMixer(nn.Module):
         self.mix = SwiGLU(length, 4 * length)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map `[batch, L, D]` to the same shape; `mask` `[batch, L]` is false at padding."""
         if mask is not None:
             x = x * mask[..., None]
         return self.mix(x.transpose(1, 2)).transpose(1, 2)
@@ -90,6 +97,7 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(dim, hidden)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map `[batch, L, D]` to the same shape; `mask` `[batch, L]` is false at padding."""
         x = rms_norm(x + self.mix(x, mask))
         return rms_norm(x + self.feed_forward(x))
 
@@ -157,7 +165,6 @@ class Tokens(TorchDistribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
-    support = constraints.integer_interval
     has_enumerate_support = False
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
@@ -165,7 +172,7 @@ class Tokens(TorchDistribution):
         super().__init__(logits.shape[:-2], logits.shape[-2:-1], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Any:  # type: ignore[no-redef]  # noqa: F811
+    def support(self) -> Any:
         """Tokens from -1 (padding) to V - 1."""
         return constraints.independent(constraints.integer_interval(-1, self.logits.shape[-1] - 1), 1)
 
@@ -176,7 +183,7 @@ class Tokens(TorchDistribution):
         log_p = log_p.expand(*value.shape, -1).gather(-1, value.clamp(min=0)[..., None])[..., 0]
         return (log_p * (value >= 0)).sum(-1)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw answers, int64 `[*sample_shape, ..., L]`."""
         return torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
 

@@ -12,7 +12,6 @@ Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, equatio
 """
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -72,15 +71,14 @@ class GRAM(Chain):
     """The chain of this file's first lines. Tokens of x below 0 are padding."""
 
     homogeneous = True
+    z0: Tensor
 
     def __init__(self, config: GRAMConfig) -> None:
         super().__init__()
         self.config = config
         self.transitions = config.transitions
         prefix = 1 if config.tasks else 0
-        self.f = Body(
-            config.body, config.length + prefix, config.dim, config.heads, config.blocks, config.hidden
-        )
+        self.f = Body(config.body, config.length + prefix, config.dim, config.heads, config.blocks, config.hidden)
         self.embed = nn.Embedding(config.input_size, config.dim)
         self.embed_task = nn.Embedding(config.tasks, config.dim) if config.tasks else None
         self.mu = _zeros(nn.Linear(config.dim, config.dim)) if config.mean else None
@@ -93,17 +91,6 @@ class GRAM(Chain):
     def for_task(cls, task: Task, **choices: Any) -> "GRAM":
         """Build a chain of the right sizes for `task`; `choices` are fields of `GRAMConfig`."""
         return cls(GRAMConfig(task.length, task.input_size, task.output_size, **choices))
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path) -> "GRAM":
-        """Load trained weights: a shipped name such as "queens8", or a user's file or folder.
-
-        Raises:
-            CheckpointError: no such weights, or the file is damaged or of another model.
-        """
-        from probgram.checkpoint import load_chain
-
-        return load_chain(name, expected=cls)
 
     # -- the recursion ----------------------------------------------------------------------------------------
 
@@ -124,7 +111,7 @@ class GRAM(Chain):
 
     def initial(self, context: GRAMContext) -> GRAMState:
         """Start every problem from the stored draw z_0 = (h_0, l_0)."""
-        h, l = (z.expand_as(context.embedded) for z in self.z0)  # type: ignore[union-attr]
+        h, l = (z.expand_as(context.embedded) for z in self.z0)
         return GRAMState(_masked(h, context.mask), l)
 
     def propose(self, state: GRAMState, context: GRAMContext, t: int) -> GRAMProposal:
@@ -135,7 +122,7 @@ class GRAM(Chain):
         u = self.f(h + l, context.mask)
         return GRAMProposal(u, l, None if context.mask is None else context.mask.expand(u.shape[:-1]))
 
-    def prior(self, proposal: GRAMProposal, t: int) -> dist.Distribution:
+    def prior(self, proposal: GRAMProposal, t: int) -> dist.TorchDistribution:
         """p(eps | u) = N(mu(u), sigma(u)²)."""
         u = proposal.u
         mu = torch.zeros_like(u) if self.mu is None else self.mu(u)
@@ -144,7 +131,7 @@ class GRAM(Chain):
         return _gaussian(mu, self.sigma(u), self.config, proposal.mask)
 
     def move(self, proposal: GRAMProposal, eps: Tensor) -> GRAMState:
-        """h = u + eps; padded tokens stay exactly zero."""
+        """Add the noise, h = u + eps; padded tokens stay exactly zero."""
         return GRAMState(_masked(proposal.u + eps, proposal.mask), proposal.l)
 
     def readout(self, state: GRAMState) -> Tokens:
@@ -189,7 +176,9 @@ class GRAMGuide(Guide):
     def __init__(self, chain: GRAM) -> None:
         super().__init__()
         if not chain.config.noise:
-            raise ValueError("a chain without noise (noise=False) has no posterior to learn; train it without a guide")
+            raise ValueError(
+                "a chain without noise (noise=False) has no posterior to learn; train it without a guide"
+            )
         self.config = chain.config
         dim = self.config.dim
         self.embed = nn.Embedding(self.config.output_size + 1, dim)  # the last one: padding, and the task token
@@ -204,7 +193,7 @@ class GRAMGuide(Guide):
             tokens = F.pad(tokens, (1, 0), value=-1)
         return self.embed(torch.where(tokens < 0, self.config.output_size, tokens))
 
-    def posterior(self, proposal: GRAMProposal, evidence: Tensor, t: int) -> dist.Distribution:
+    def posterior(self, proposal: GRAMProposal, evidence: Tensor, t: int) -> dist.TorchDistribution:
         """q(eps | u, y)."""
         u = proposal.u
         hidden = F.silu(self.hidden(torch.cat([u, evidence.expand_as(u)], -1)))
@@ -216,10 +205,10 @@ def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     ablated = GRAM(replace(chain.config, mean=mean and chain.config.mean, noise=noise and chain.config.noise))
     kept = {k: v for k, v in chain.state_dict().items() if k in ablated.state_dict()}
     ablated.load_state_dict(kept)
-    return ablated.to(chain.z0.device)  # type: ignore[arg-type]
+    return ablated.to(chain.z0.device)
 
 
-def _gaussian(mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None) -> dist.Distribution:
+def _gaussian(mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None) -> dist.TorchDistribution:
     """N(mu, sigma²) over tokens and features; at padded tokens N(0, 1), so that KL and ratio vanish there."""
     mu, sigma = mu.float(), config.sigma_min + config.sigma_max * raw.float().sigmoid()
     if mask is not None:

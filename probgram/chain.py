@@ -13,8 +13,10 @@ opens the `particles` plate (dim -2) around programs that open `problems` (dim -
 Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, section 3.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 import pyro
 import torch
@@ -36,10 +38,12 @@ class Chain(nn.Module):
     Attributes:
         transitions: T, transitions in a depth step.
         homogeneous: whether `propose` and `prior` ignore t; then problems of different depths may share a batch.
+        about: what was saved beside its weights: task, seeds, figures.
     """
 
     transitions: int = 1
     homogeneous: bool = False
+    about: Mapping[str, Any] = MappingProxyType({})
 
     def encode(self, x: Tensor) -> Context:
         """Compute once per problem what every transition needs; `x` `[B, ...]`, leaves `[B, ...]`."""
@@ -53,7 +57,7 @@ class Chain(nn.Module):
         """Return the deterministic part of transition `t`, for instance u = f(h, e_x)."""
         raise NotImplementedError(f"{type(self).__name__} must define propose(state, context, t)")
 
-    def prior(self, proposal: Proposal, t: int) -> dist.Distribution:
+    def prior(self, proposal: Proposal, t: int) -> dist.TorchDistribution:
         """Return p(eps | u), batch shape `[..., B]`, everything else in the event."""
         raise NotImplementedError(f"{type(self).__name__} must define prior(proposal, t)")
 
@@ -61,7 +65,7 @@ class Chain(nn.Module):
         """Return the next state; by default u + eps."""
         return proposal + eps
 
-    def readout(self, state: State) -> dist.Distribution:
+    def readout(self, state: State) -> dist.TorchDistribution:
         """Return p(y | h), event shape `[L]`."""
         raise NotImplementedError(f"{type(self).__name__} must define readout(state)")
 
@@ -84,7 +88,7 @@ class Chain(nn.Module):
     def transition(self, state: State, t: int, context: Context) -> State:
         """One transition, with the site `eps_t`; the proposal travels in the site, for guides to read."""
         proposal = self.propose(state, context, t)
-        eps = pyro.sample(f"eps_{t}", self.prior(proposal, t), infer={"proposal": proposal, "t": t})
+        eps = pyro.sample(f"eps_{t}", self.prior(proposal, t), infer={"proposal": proposal, "t": t})  # type: ignore[arg-type]
         return self.move(proposal, eps)
 
     def model(self, x: Tensor, y: Tensor | None = None, depth: int = 8, observe: Observe = "every") -> State:
@@ -131,6 +135,28 @@ class Chain(nn.Module):
 
         return program
 
+    # -- weights ----------------------------------------------------------------------------------------------
+
+    def configuration(self) -> dict[str, Any]:
+        """Plain values that `from_configuration` builds the same untrained chain from; needed to save weights."""
+        raise NotImplementedError(f"{type(self).__name__} must define configuration() to have its weights saved")
+
+    @classmethod
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """Build an untrained chain from what `configuration` returned; by default its keyword arguments."""
+        return cls(**configuration)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Load trained weights: a shipped name such as "queens8", or a user's file or folder.
+
+        Raises:
+            CheckpointError: no such weights, or the file is damaged or of another model.
+        """
+        from probgram.checkpoint import load_chain
+
+        return load_chain(name, cls)
+
     @staticmethod
     def from_module(
         f: Callable[[Tensor, Context], Tensor],
@@ -163,7 +189,7 @@ class Guide(nn.Module):
         """Compute once per problem what every transition's posterior needs; `y` `[B, L]`."""
         return y
 
-    def posterior(self, proposal: Proposal, evidence: Evidence, t: int) -> dist.Distribution:
+    def posterior(self, proposal: Proposal, evidence: Evidence, t: int) -> dist.TorchDistribution:
         """Return q(eps | u, y), with the shapes of the chain's prior."""
         raise NotImplementedError(f"{type(self).__name__} must define posterior(proposal, evidence, t)")
 
@@ -172,6 +198,7 @@ class _ModuleChain(Chain):
     """A user's recursion with a Gaussian of fixed width on its state."""
 
     homogeneous = True
+    z0: Tensor
 
     def __init__(
         self,
@@ -196,18 +223,18 @@ class _ModuleChain(Chain):
 
     def initial(self, context: Context) -> Tensor:
         _, first = next(state_trees.leaves(context, "context"))
-        return self.z0.expand(first.shape[0], *self.z0.shape)  # type: ignore[operator]
+        return self.z0.expand(first.shape[0], *self.z0.shape)
 
     def propose(self, state: Tensor, context: Context, t: int) -> Tensor:
         return self.f(state, context)
 
-    def prior(self, proposal: Tensor, t: int) -> dist.Distribution:
-        events = self.z0.dim()  # type: ignore[operator]
+    def prior(self, proposal: Tensor, t: int) -> dist.TorchDistribution:
+        events = self.z0.dim()
         if self.sigma == 0:
             return dist.Delta(torch.zeros_like(proposal)).to_event(events)
         return dist.Normal(torch.zeros_like(proposal), self.sigma).to_event(events)
 
-    def readout(self, state: Tensor) -> dist.Distribution:
+    def readout(self, state: Tensor) -> dist.TorchDistribution:
         return dist.Categorical(logits=self.to_logits(state).float()).to_event(1)
 
 

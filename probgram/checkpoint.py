@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from probgram.chain import Chain
+
+    AnyChain = TypeVar("AnyChain", bound=Chain)
 
 WEIGHTS_FORMAT = "probgram.weights/1"
 
@@ -106,8 +108,6 @@ def save_chain(path: str | Path, chain: "Chain", guide: Any = None, about: Mappi
         guide: written beside it under `guide.`, or None.
         about: task, split, seeds, steps, figures: plain values, kept in the metadata.
     """
-    if not hasattr(chain, "configuration"):
-        raise CheckpointError(f"{type(chain).__name__} has no configuration() to rebuild it from; save its state_dict")
     tensors = {f"chain.{name}": value for name, value in chain.state_dict().items()}
     if guide is not None:
         tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
@@ -120,7 +120,7 @@ def save_chain(path: str | Path, chain: "Chain", guide: Any = None, about: Mappi
     return write_tensors(path, tensors, metadata)
 
 
-def load_chain(name: str | Path, expected: type | None = None) -> "Chain":
+def load_chain(name: str | Path, expected: "type[AnyChain] | None" = None) -> "AnyChain":
     """Load a chain by shipped name, file or folder; its `about` attribute holds what was saved beside it.
 
     Raises:
@@ -132,15 +132,16 @@ def load_chain(name: str | Path, expected: type | None = None) -> "Chain":
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise CheckpointError(f"{path} holds no probgram weights (its metadata say {metadata.get('format')!r})")
-    model = metadata["model"]
+    model = metadata.get("model", "model without a name")
     if expected is not None and model != expected.__name__:
         raise CheckpointError(f"{path} holds a {model}, not a {expected.__name__}")
     try:
-        chain = getattr(models, model).from_configuration(json.loads(metadata["configuration"]))
+        kind = expected or getattr(models, model)
+        chain = kind.from_configuration(json.loads(metadata["configuration"]))
         own = {k.removeprefix("chain."): v for k, v in tensors.items() if k.startswith("chain.")}
         chain.load_state_dict(own)
-    except (AttributeError, TypeError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} does not fit the {model} of this version: {error}") from error
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit the {model} of this version: {one_line(error)}") from error
     chain.about = json.loads(metadata.get("about", "{}"))
     return chain.eval()
 
@@ -153,7 +154,7 @@ def load_guide(name: str | Path, guide: Any) -> Any:
     try:
         guide.load_state_dict(own)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} has no guide of this kind: {error}") from error
+        raise CheckpointError(f"{path} has no guide of this kind: {one_line(error)}") from error
     return guide
 
 
@@ -177,6 +178,12 @@ def find_weights(name: str | Path) -> Path:
     raise CheckpointError(
         f"no weights are called {str(name)!r}: expected a file, a folder or one of {sorted(shipped)}"
     )
+
+
+def one_line(error: Exception, longest: int = 300) -> str:
+    """What an error says, on one line: torch lists every missing tensor, a paragraph each."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def pretrained_folder() -> Path:

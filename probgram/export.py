@@ -37,7 +37,7 @@ def to_arviz(run: "Trajectories") -> Any:
     if int(arviz.__version__.split(".")[0]) >= 1:
         data = arviz.from_dict(groups, dims=dims)
     else:
-        data = arviz.from_dict(**groups, dims=dims, save_warmup=False)
+        data = arviz.from_dict(**groups, dims=dims)  # type: ignore[arg-type]
     data.attrs.update(about)
     return data
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 
 class Solutions(NamedTuple):
-    """Every solution of every problem, padded: `answers` `[B, M, L]`, `count` `[B]` (0: no solution)."""
+    """Every solution of every problem, padded: `answers` `[B, M, L]`, `counts` `[B]` (0: no solution)."""
 
     answers: NDArray[np.int64]
-    count: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
 
 def all_solutions(task: Any, x: Any) -> Solutions:
@@ -37,10 +37,9 @@ def solution_weights(solutions: Solutions, answers: Any, weights: Any = None) ->
         weights: normalised `[N, B]`; None: equal.
     """
     answers = np.asarray(answers)
-    width = len(answers)
     result = np.zeros(solutions.answers.shape[:2])
     for m in range(solutions.answers.shape[1]):  # M is small; [N, B, M, L] at once would not be
-        hit = (answers == solutions.answers[:, m]).all(-1) & (m < solutions.count)
+        hit = (answers == solutions.answers[:, m]).all(-1) & (m < solutions.counts)
         result[:, m] = hit.mean(0) if weights is None else (hit * np.asarray(weights)).sum(0)
     return result
 
@@ -108,12 +107,15 @@ def summarize(task: Any, x: Any, answers: Any, solutions: Solutions, weights: An
     shares = np.full(valid.shape, 1 / len(valid)) if weights is None else np.asarray(weights)
     alive = shares > 0
     probabilities = solution_weights(solutions, answers, shares)
-    several = solutions.count > 1
-    result = {"valid": float((shares * valid).sum(0).mean()), "pass_at_n": float((valid & alive).any(0).mean())}
-    variation = total_variation(probabilities, solutions.count)
-    for name, rows in (("all", solutions.count > 0), ("several", several)):
+    several = solutions.counts > 1
+    result = {
+        "valid": float((shares * valid).sum(0).mean()),
+        "pass_at_n": float((valid & alive).any(0).mean()),
+    }
+    variation = total_variation(probabilities, solutions.counts)
+    for name, rows in (("all", solutions.counts > 0), ("several", several)):
         if rows.any():
-            macro, pooled = coverage(probabilities[rows] > 0, solutions.count[rows])
+            macro, pooled = coverage(probabilities[rows] > 0, solutions.counts[rows])
             result |= {f"coverage_macro_{name}": macro, f"coverage_pooled_{name}": pooled}
             result[f"total_variation_{name}"] = float(variation[rows].mean())
     return result
@@ -123,11 +125,11 @@ def limits(solutions: Solutions, width: int) -> dict[str, dict[str, float]]:
     """The same figures for `width` uniform draws over the solutions, and for one fixed right answer."""
     uniform: dict[str, float] = {"valid": 1.0, "pass_at_n": 1.0}
     single: dict[str, float] = {"valid": 1.0, "pass_at_n": 1.0}
-    floor = uniform_total_variation(solutions.count, width)
-    for name, rows in (("all", solutions.count > 0), ("several", solutions.count > 1)):
+    floor = uniform_total_variation(solutions.counts, width)
+    for name, rows in (("all", solutions.counts > 0), ("several", solutions.counts > 1)):
         if not rows.any():
             continue
-        count = solutions.count[rows]
+        count = solutions.counts[rows]
         for target, (macro, pooled) in (
             (uniform, uniform_coverage(count, width)),
             (single, one_answer_coverage(count)),

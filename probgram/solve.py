@@ -32,7 +32,9 @@ class Solution:
     task: "Task"
 
     def __repr__(self) -> str:
-        return f"Solution({int(self.verified.sum())} verified of {len(self.answers)} different answers, {self.run!r})"
+        return (
+            f"Solution({int(self.verified.sum())} verified of {len(self.answers)} different answers, {self.run!r})"
+        )
 
     def __str__(self) -> str:
         """Every verified answer drawn, with its share."""
@@ -75,7 +77,7 @@ def solve(
 
     chain = load_chain(model) if isinstance(model, str | Path) else model
     if task is None:
-        name = getattr(chain, "about", {}).get("task")
+        name = chain.about.get("task")
         if name is None:
             raise ValueError("task must be given: the chain does not say which task it was trained on")
         task = tasks.from_name(name)

@@ -17,15 +17,17 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
     """Apply `function` to the matching leaves of one or several states of the same structure; None stays."""
     first: Any = states[0]
     if first is None:
-        return first
+        return states[0]
     if isinstance(first, Tensor):
         return function(*states)  # type: ignore[return-value]
     if isinstance(first, dict):
         return {key: map_state(function, *(s[key] for s in states)) for key in first}  # type: ignore
     if isinstance(first, tuple):
-        leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]  # type: ignore
+        leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]
         return type(first)(*leaves) if hasattr(first, "_fields") else tuple(leaves)  # type: ignore
-    raise ValueError(f"a state must be a tensor, a NamedTuple, a tuple or a dict of them, got {type(first).__name__}")
+    raise ValueError(
+        f"a state must be a tensor, a NamedTuple, a tuple or a dict of them, got {type(first).__name__}"
+    )
 
 
 def leaves(state: Any, name: str = "state") -> Iterator[tuple[str, Tensor]]:
@@ -40,7 +42,9 @@ def leaves(state: Any, name: str = "state") -> Iterator[tuple[str, Tensor]]:
         for index, part in enumerate(state):
             yield from leaves(part, f"{name}.{fields[index]}" if fields else f"{name}[{index}]")
     else:
-        raise ValueError(f"{name} must be a tensor, a NamedTuple, a tuple or a dict of them, got {type(state).__name__}")
+        raise ValueError(
+            f"{name} must be a tensor, a NamedTuple, a tuple or a dict of them, got {type(state).__name__}"
+        )
 
 
 def check_state(state: Any, batch_shape: tuple[int, ...]) -> None:

@@ -46,7 +46,7 @@ class Trajectories:
         log_normalizer: running log Z in nats, `[S, B]`; zero without potentials.
         likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
         halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
-        state: the last state, to go deeper from (`keep="latents"` keeps it for `save`); else None.
+        state: the last state, to go deeper from, where `keep="latents"` asked for it; else None. `save` drops it.
         depths: depth step of each recorded row, `[S]`, counted from 1.
         task: name of the task, "" where there is none.
         seed: the run's seed.
@@ -252,7 +252,7 @@ class Trajectories:
         about["depths"] = tuple(about["depths"])
         heads = {k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")}
         rest = {k: v for k, v in tensors.items() if not k.startswith("heads.")}
-        return cls(heads=heads, **rest, **about)
+        return cls(heads=heads, **rest, **about)  # type: ignore[arg-type]
 
     def to_arviz(self) -> Any:
         """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x); see `probgram.export`."""

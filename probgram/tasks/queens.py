@@ -37,13 +37,15 @@ class Queens:
     """
 
     def __init__(self, n: int = 8, encoding: Encoding = "rows", split: SplitRule = "orbit", seed: int = 0) -> None:
+        if isinstance(n, bool) or not isinstance(n, int | np.integer):
+            raise ValueError(f"n must be an integer, got {n!r}")
         if n < 4:
             raise ValueError(f"n must be at least 4, got {n}")
         if encoding not in ("rows", "board"):
             raise ValueError(f'encoding must be "rows" or "board", got {encoding!r}')
         if split not in ("orbit", "input"):
             raise ValueError(f'split must be "orbit" or "input", got {split!r}')
-        self.n, self.encoding, self.split, self.seed = n, encoding, split, seed
+        self.n, self.encoding, self.split, self.seed = int(n), encoding, split, seed
         self.name = f"queens{n}" + ("-board" if encoding == "board" else "")
         self.length = n if encoding == "rows" else n * n
         self.input_size = n + 1 if encoding == "rows" else 2
@@ -112,6 +114,10 @@ class Queens:
     def solutions(self, x: Array) -> NDArray[np.int64]:
         """Every completion of one problem, `[M, L]` in lexicographic order of the columns."""
         given = self._columns(np.asarray(x))
+        if given.ndim != 1 or ((given < 0) | (given > self.n)).any():
+            raise ValueError(
+                f"x must be one problem of {self.name}, [{self.length}] known tokens, got {np.shape(x)}"
+            )
         found = _completions(tuple(int(c) for c in given), self.n)
         return self._from_columns(np.array(found, dtype=np.int64).reshape(-1, self.n))
 
@@ -123,7 +129,7 @@ class Queens:
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         known = self.known
         chosen = np.flatnonzero(self._held_out if split == "test" else ~self._held_out)
-        count = known.count[chosen]
+        count = known.counts[chosen]
         problems = np.repeat(chosen, count)
         slots = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         return self._from_columns(known.x[problems]), self._from_columns(known.answers[problems, slots])
@@ -164,24 +170,28 @@ class Queens:
             rows = [squares[i : i + self.n].upper() for i in range(0, len(squares), self.n)]
             for r, row in enumerate(rows):
                 if row.count("Q") > 1:
-                    raise ValueError(f"the queens in row {r} clash: the row has {row.count('Q')} (rows count from 0)")
+                    raise ValueError(
+                        f"the queens in row {r} clash: the row has {row.count('Q')} (rows count from 0)"
+                    )
             return [row.index("Q") if "Q" in row else self.n for row in rows]
         words = re.split(r"[\s,]+", text.strip(" \n\t[]()"))
-        if len(words) == self.n and all(w in (".", "_", "None") or w.lstrip("-").isdigit() for w in words):
-            return self._read_columns([int(w) if w.lstrip("-").isdigit() else None for w in words])
+        if len(words) == self.n and all(re.fullmatch(r"-?\d+|[._]|None", w) for w in words):
+            return self._read_columns([None if w in (".", "_", "None") else int(w) for w in words])
         raise ValueError(
             f"a board must be {self.n} rows of {self.n} squares written Q and ., or {self.n} columns with . for "
             f"a blank row, got {text.strip()[:60]!r}"
         )
 
     def _read_columns(self, columns: Sequence[Any] | Array) -> list[int]:
-        values = columns.tolist() if hasattr(columns, "tolist") else list(columns)
+        values = columns.tolist() if hasattr(columns, "tolist") else columns
+        if not isinstance(values, Sequence):
+            raise ValueError(f"a board must be text or a list of {self.n} columns, got {columns!r}")
         if len(values) != self.n:
             raise ValueError(f"a board of {self.n} rows must have {self.n} columns, got {len(values)}")
         result = []
         for row, value in enumerate(values):
             blank = value is None or value == -1
-            if not blank and (isinstance(value, bool) or value != int(value) or not 0 <= value <= self.n):
+            if not blank and (isinstance(value, bool) or value not in range(self.n + 1)):
                 raise ValueError(
                     f"row {row} must hold a column from 0 to {self.n - 1}, or None for a blank row, got {value!r}"
                 )
@@ -234,7 +244,13 @@ def _completions(given: tuple[int, ...], n: int) -> tuple[tuple[int, ...], ...]:
         while free:
             bit = free & -free
             free ^= bit
-            place(row + 1, columns | bit, (left | bit) << 1 & full, (right | bit) >> 1, (*board, bit.bit_length() - 1))
+            place(
+                row + 1,
+                columns | bit,
+                (left | bit) << 1 & full,
+                (right | bit) >> 1,
+                (*board, bit.bit_length() - 1),
+            )
 
     place(0, 0, 0, 0, ())
     return tuple(found)

@@ -59,13 +59,13 @@ class KnownAnswers(NamedTuple):
 
     Fields:
         x: `[I, ...]`, unique.
-        answers: `[I, M, L]`; rows beyond `count` repeat the first answer.
-        count: int64 `[I]`, how many are known; at least 1.
+        answers: `[I, M, L]`; rows beyond `counts` repeat the first answer.
+        counts: int64 `[I]`, how many are known; at least 1.
     """
 
     x: NDArray[np.int64]
     answers: NDArray[np.int64]
-    count: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
 
 def group_answers(x: Array, y: Array) -> KnownAnswers:
@@ -105,6 +105,6 @@ def from_name(name: str) -> "Task":
 
     family, _, rest = name.partition("queens")
     size, _, encoding = rest.partition("-")
-    if family == "" and size.isdigit() and encoding in ("", "board"):
+    if family == "" and size.isdecimal() and encoding in ("", "board"):
         return Queens(int(size), encoding="board" if encoding else "rows")
     raise ValueError(f'no task is called {name!r}; expected for instance "queens8" or "queens8-board"')

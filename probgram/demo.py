@@ -1,0 +1,81 @@
+"""The demo: three boards completed with 20 trajectories each, and coverage against width as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+
+from probgram import metrics, plots, tasks
+from probgram.inference.sampling import sample
+from probgram.models import GRAM
+from probgram.solve import Solution, solve
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed: int = 0) -> None:
+    """Complete a held-out board with one answer, one with several and one with many; then draw the curve.
+
+    Args:
+        console: where the boards are shown.
+        picture: the PNG to write.
+        width: trajectories a board.
+        depth: depth steps.
+        seed: of the trajectories.
+    """
+    chain = GRAM.from_pretrained("queens8")
+    task = tasks.Queens(8)
+    x = np.unique(task.examples("test")[0], axis=0)  # problems no weight has seen
+    counts = np.array([len(task.solutions(problem)) for problem in x])
+    for title, wanted in (("one answer", 1), ("several answers", 4), ("many answers", int(counts.max()))):
+        problem = x[np.flatnonzero(counts == wanted)[0]]
+        solution = solve(chain, problem, width, depth, seed, task=task)
+        _show(console, title, solution, int(wanted))
+    _draw_curve(console, chain, task, x[counts > 1][:64], picture, depth, seed)
+
+
+def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:
+    task, run = solution.task, solution.run
+    found = int(solution.verified.sum())
+    console.rule(f"{title}: {found} of {there_are} solutions found by {run.width} trajectories")
+    boards = [Panel(task.decode(run.x[0]), title="given", expand=False)]
+    boards += [
+        Panel(task.decode(answer), title=f"share {float(share):.2f}", expand=False, border_style="green")
+        for answer, share, good in zip(solution.answers, solution.shares, solution.verified, strict=True)
+        if good
+    ]
+    console.print(Columns(boards))
+    valid = task.verify(run.x, run.answers).float().mean((1, 2))  # [S]
+    steps = [s for s in (1, 2, 4, 8, 16, 32) if s <= run.depth]
+    console.print("valid after depth step " + ", ".join(f"{s}: {float(valid[s - 1]):.0%}" for s in steps))
+
+
+def _draw_curve(
+    console: Console,
+    chain: GRAM,
+    task: tasks.Queens,
+    x: np.ndarray,
+    picture: Path,
+    depth: int,
+    seed: int,
+    widths: Sequence[int] = WIDTHS,
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    solutions = metrics.all_solutions(task, x)
+    run = sample(chain, x, max(widths), depth, seed, keep="last")
+    answers = run.answers[-1].cpu().numpy()
+    ours = [metrics.summarize(task, x, answers[:n], solutions)["coverage_macro_all"] for n in widths]
+    ceiling = [metrics.uniform_coverage(solutions.counts, n)[0] for n in widths]
+    floor = [metrics.one_answer_coverage(solutions.counts)[0]] * len(widths)
+    axis = plots.width_curve(widths, {"queens8": ours, "limit: uniform draws": ceiling, "limit: one answer": floor})
+    axis.set_title(f"{len(x)} held-out boards with several solutions, depth {depth}")
+    axis.get_figure(root=True).savefig(picture, dpi=150)  # type: ignore[union-attr]
+    console.rule("coverage against width")
+    for n, share, limit in zip(widths, ours, ceiling, strict=True):
+        console.print(f"width {n:3d}: {share:6.1%} of all solutions (uniform draws {limit:6.1%})")
+    console.print(f"picture: {picture}")
