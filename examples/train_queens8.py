@@ -18,7 +18,7 @@ from probgram.inference import evaluate
 from probgram.inference.objective import ObjectiveConfig
 from probgram.models import GRAM, GRAMGuide
 
-STEPS = 20_000
+STEPS = 16_000
 FIGURES = ("valid", "selected_first_verified", "pass_at_n", "coverage_macro_all", "coverage_macro_several",
            "total_variation_several")  # fmt: skip
 

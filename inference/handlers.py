@@ -7,10 +7,13 @@
 `guided` and `seeded` go *outside* the plates: they see each site as the plates have expanded it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -68,7 +71,7 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
             kept = prior.rsample() if prior.has_rsample else prior.sample()
             value = torch.where(self._rows_like(value, len(prior.event_shape)), value, kept)
         msg["value"] = value
-        msg["infer"]["posterior"] = posterior
+        msg["infer"] |= {"posterior": posterior, "rows": self.rows}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         infer = msg["infer"] or {}
@@ -81,7 +84,6 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
             kl = scale_and_mask(kl_divergence(posterior, prior), msg["scale"], msg["mask"])
             if self.rows is not None:
                 kl = torch.where(self.rows, kl, 0.0)
-                infer["rows"] = self.rows
         self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl))
 
     def _rows_like(self, value: Tensor, event_dims: int) -> Tensor:
@@ -114,11 +116,16 @@ class weighted(Messenger):  # noqa: N801
             log_weight = msg["fn"].log_prob(msg["value"])
         elif posterior is not None:
             log_weight = msg["fn"].log_prob(msg["value"]) - posterior.log_prob(msg["value"])
-            if "rows" in msg["infer"]:
+            if msg["infer"]["rows"] is not None:
                 log_weight = torch.where(msg["infer"]["rows"], log_weight, 0.0)
         else:
             return
         self.log_weight = self.log_weight + scale_and_mask(log_weight, msg["scale"], msg["mask"])
+
+
+def validation(on: bool) -> AbstractContextManager[Any]:
+    """Leave Pyro's checks as they are, or switch them off: they read values back, so a first step is enough."""
+    return nullcontext() if on else pyro.validation_enabled(False)
 
 
 BLOCK = 64  # particles whose noise comes from one key
@@ -159,14 +166,14 @@ class seeded(Messenger):  # noqa: N801
         return self.generators[key]
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or msg["value"] is not None or msg["name"] in ("particles", "problems"):
-            return
         fn = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None or not isinstance(fn, TorchDistributionMixin):
+            return  # the last: a plate is a site too, and draws no noise
         base = fn.base_dist if isinstance(fn, Independent) else fn
         if isinstance(base, Normal):
             msg["value"] = base.loc + base.scale * self._noise(base)
         else:
-            device = next(iter(getattr(base, name).device for name in base.arg_constraints if hasattr(base, name)))
+            device = _device(fn)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(
                     int(torch.randint(2**62, (), generator=self._generator(self.first_block, device)))
@@ -182,6 +189,13 @@ class seeded(Messenger):  # noqa: N801
             generator = self._generator(block, loc.device)
             parts.append(torch.randn(rows, *shape[1:], generator=generator, device=loc.device, dtype=loc.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _device(fn: Any) -> torch.device:
+    """Device of a distribution's parameters, however often it was wrapped (masked, transformed, independent)."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return next(getattr(fn, name).device for name in fn.arg_constraints if hasattr(fn, name))
 
 
 def _mix(*words: int) -> int:

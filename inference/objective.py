@@ -32,10 +32,10 @@ class ObjectiveConfig:
 
     depth: int = 8  # S, depth steps of a training trajectory
     target: Target = attributed  # which known answer a step is trained towards: inference/targets.py
-    carry: float = 1.0  # probability that the next depth step starts from a prior draw
+    carry: float = 0.7  # probability that the next depth step starts from a prior draw
     kl: Literal["every", "last"] = "every"  # which guided transitions of a step are charged
-    gradient: Literal["transition", "step", "full"] = "transition"  # how far back it flows
-    beta: float = 0.3  # weight of the KL
+    gradient: Literal["transition", "step", "full"] = "step"  # how far back it flows
+    beta: float = 0.16  # weight of the KL
     warm_up: int = 0  # optimiser steps over which beta rises from 0
     balance: float | None = None  # b·KL(sg q || p) + (1 - b)·KL(q || sg p); None: plain KL
     particles: int = 1  # trajectories of a problem
@@ -292,7 +292,7 @@ class Objective(nn.Module):
         return torch.stack(scores, -1).masked_fill(_beyond(rollout), -torch.inf)
 
     def _belief(self, rollout: Rollout, sites: list[GuidedSite]) -> Tensor:
-        """Add log q(eps | u, y_m) of the noise that carries on; log p(eps | u) is the same for all m.
+        """Add what the noise that carries on says for each answer: log q/p less its mean over the prior.
 
         Only problems with several answers are looked at, an answer a row: no padding is computed.
         """
@@ -310,7 +310,10 @@ class Objective(nn.Module):
                 for site in sites:
                     proposal = trees.map_state(lambda leaf: leaf[:, rows], site.proposal)  # [N, R, ...]
                     posterior = self.guide.posterior(proposal, evidence, site.t)
-                    belief[:, rows, answer] += posterior.log_prob(site.value[:, rows])
+                    prior = self.chain.prior(proposal, site.t)
+                    # log p(eps | u) is the same for every answer, and so is left out.
+                    said = posterior.log_prob(site.value[:, rows]) + kl_divergence(prior, posterior)
+                    belief[:, rows, answer] += said.float()
         real = belief.masked_fill(_beyond(rollout), -torch.inf)
         return real - real.amax(-1, keepdim=True)
 

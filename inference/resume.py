@@ -14,7 +14,7 @@ from probgram import state as trees
 from probgram.inference.objective import Objective, Rollout
 
 FORMAT = "probgram.training/1"
-_ROLLOUT_TENSORS = ("x", "answers", "count", "target", "age", "honest", "belief")
+_ROLLOUT_TENSORS = ("x", "answers", "counts", "target", "age", "honest", "belief")
 
 
 def save_training(
@@ -97,7 +97,7 @@ def load_training(
         slots.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     kept = {
-        name: value if name in ("count", "age") else value.to(device)
+        name: value if name in ("counts", "age") else value.to(device)
         for name, value in _under(tensors, "rollout").items()
     }
     life.copy_(tensors["life"])

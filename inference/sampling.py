@@ -5,7 +5,6 @@ read back from the device is one flag every few depth steps, and only where stop
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from probgram import state as state_trees
 from probgram.chain import Chain
-from probgram.inference.handlers import BLOCK, seeded
+from probgram.inference.handlers import BLOCK, seeded, validation
 from probgram.trajectories import Trajectories
 
 FLAG_EVERY = 4  # depth steps between two looks at "has everything halted?"
@@ -157,18 +156,18 @@ def _sample_chunk(
                 halted = start.halted[first : first + width].to(x.device)
         for t in range(offset, offset + depth):
             noise.at(t)
-            with _validation(t == offset):
+            with validation(t == offset):
                 moved = chain.step(state, t, context)
-            if t == offset:
-                state_trees.check_state(moved, (width, problems))
-            state = moved if halted is None else state_trees.where(halted, state, moved)
-            heads = chain.heads(state)
+                if t == offset:
+                    state_trees.check_state(moved, (width, problems))
+                state = moved if halted is None else state_trees.where(halted, state, moved)
+                heads, readout = chain.heads(state), chain.readout(state)
+                drawn = pyro.sample(f"answer_{t}", readout) if decode == "sample" else _mode(readout)
+                answers = _compact(drawn, readout)
             if halted is not None:
                 if "halt" not in heads:
                     raise ValueError(f"stop_halted needs a halt head, and {type(chain).__name__} has none")
                 halted = halted | (heads["halt"] > 0)
-            readout = chain.readout(state)
-            answers = _compact(readout.sample() if decode == "sample" else _mode(readout), readout)
             if keep != "last":
                 piece.answers.append(answers)
                 piece.heads.append(heads)
@@ -222,15 +221,12 @@ def _mode(readout: Any) -> Tensor:
 
 def _compact(answers: Tensor, readout: Any) -> Tensor:
     """Tokens in the smallest integer type that fits the vocabulary; continuous answers as they are."""
+    while hasattr(readout, "base_dist"):  # Independent, as `Categorical(...).to_event(1)` is
+        readout = readout.base_dist
     if answers.is_floating_point() or not hasattr(readout, "logits"):
         return answers
     size = readout.logits.shape[-1]
     return answers.to(torch.uint8 if size <= 256 else torch.int16 if size <= 32768 else torch.int32)
-
-
-def _validation(on: bool) -> AbstractContextManager[Any]:
-    """Distribution arguments are checked in the first depth step and no more: it reads values back."""
-    return nullcontext() if on else pyro.validation_enabled(False)
 
 
 def _check(width: int, depth: int, keep: str, decode: str, chunk: int | None) -> None:

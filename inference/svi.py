@@ -19,6 +19,7 @@ from torch import Tensor
 
 from probgram.chain import Chain, Guide
 from probgram.inference.batches import Batches, as_known_answers
+from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
@@ -195,7 +196,7 @@ class _Run:
         self.averages = {name: value.detach().clone() for name, value in raw.state_dict().items()}
         self.batches = self._batches(known, objective)
         self.rollout = self.batches.start(self.fabric.device)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.validated = 0, 0.0, False
         self.settings = _plain(objective) | _plain(config) | {"model": repr(chain)}
         if folder is not None and self._file.exists():
             self._load()
@@ -257,7 +258,9 @@ class _Run:
         self.raw.optimiser_step = self.step
         rollout = self.rollout
         for _ in range(self.config.accumulate):
-            result = self.objective(rollout)
+            with validation(not self.validated):
+                result = self.objective(rollout)
+            self.validated = True
             self.fabric.backward(result.loss / self.config.accumulate)
             rollout = self.batches.refill(result.rollout, self._swapped(result.halted))
         norm = self.fabric.clip_gradients(self.objective, self.optimiser, max_norm=self.config.clip)

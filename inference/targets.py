@@ -8,16 +8,18 @@ and keeps it. With one known answer all rules agree.
     nearest           the answer that the trajectory now finds most probable
     responsibilities  an answer drawn from p(y_m | state)
     dealt             likewise, dealt in equal shares to the particles of a problem (optimal assignment)
-    attributed        an answer drawn from p(y_m | noise so far), as the guide sees it
+    attributed        an answer that the noise so far argues for, as the guide sees it
 
-`attributed` keeps both promises of a pairing of trajectories and answers, input by input: the noise is the
-prior's, and the answers are as frequent as the data's. By Bayes' rule, with the guide as the law of noise
-given the answer,
+A pairing of trajectories and answers must have both marginals right, input by input: the noise is to be the
+prior's, the answers as frequent as the data's. `attributed` scores an answer by what the guide, the law of
+noise given the answer, says of the noise that was drawn, less what it says of prior noise on average:
 
-    p(y_m | eps_1 … eps_n)  ∝  p(y_m) Π_s q(eps_s | u_s, y_m) / p(eps_s | u_s).
+    s_m = Σ_t log q(eps_t | u_t, y_m) / p(eps_t | u_t)  +  KL(p(eps_t | u_t) || q(eps_t | u_t, y_m)),
 
-So a trajectory follows the answer that its own noise argues for, rather than the one the network already
-likes: following the latter (`nearest`) feeds on itself until one answer is left.
+and draws from softmax(s). The first term alone is Bayes' rule; where prior and guide do not match, it drifts
+towards the answer the network already likes, by KL(p || q_other) a transition, and feeds on itself as
+`nearest` does until one answer is left. With the second the scores are martingales: whatever the network
+likes, the noise decides, and no answer starts ahead.
 """
 
 from collections.abc import Callable

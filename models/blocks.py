@@ -178,6 +178,8 @@ class Tokens(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Sum over tokens of log p(token), in nats, `[...]`."""
+        if self._validate_args:
+            self._validate_sample(value)
         log_p = self.logits.log_softmax(-1)
         value = value.long().expand(torch.broadcast_shapes(value.shape, log_p.shape[:-1]))
         log_p = log_p.expand(*value.shape, -1).gather(-1, value.clamp(min=0)[..., None])[..., 0]

@@ -38,7 +38,7 @@ class GRAMConfig:
     refinements: int = 3  # K
     transitions: int = 2  # T
     body: str = "attention"  # or "mixer": attention-free
-    sigma_max: float = 1.0  # sigma(u) = sigma_min + sigma_max · sigmoid(·)
+    sigma_max: float = 0.5  # sigma(u) = sigma_min + sigma_max · sigmoid(·)
     sigma_min: float = 1e-3  # keeps KL and log densities finite
     mean: bool = True  # False: mu = 0, exploration only
     noise: bool = True  # False: sigma = 0, guidance only (deterministic)

@@ -5,7 +5,9 @@ as many weighted trajectories at once. `solve` answers a puzzle, `fit` trains a 
 the problem families, `Chain` and `Guide` are what a model of your own implements.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,10 +33,20 @@ _MODULES = ("tasks", "models", "inference", "metrics", "plots")
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
+class _Package(ModuleType):
+    """`probgram.solve` is a module and a function of it: the function wins, whichever is imported first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):  # the import system binds submodules here
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import probgram` stays light (PEP 562)."""
     if name in _HOMES:
-        # `probgram.solve` is a module and a function of it: the function must win, and stay.
         value = getattr(import_module(_HOMES[name]), name)
     elif name in _MODULES:
         value = import_module(f"probgram.{name}")

@@ -19,6 +19,9 @@ def to_arviz(run: "Trajectories") -> Any:
     import arviz
 
     weights = run.weights[-1].cpu().numpy()  # [N, B]
+    dead = np.flatnonzero(weights.sum(0) == 0)
+    if len(dead):
+        raise ValueError(f"problems {dead.tolist()} have no trajectory of positive weight: convert the others")
     slots = _equal_weight_slots(weights, run.seed)
     problems = np.arange(run.problems)
 

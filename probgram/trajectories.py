@@ -7,6 +7,7 @@ ancestry, and whatever is drawn over depth must use it.
 
 import json
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,7 +108,8 @@ class Trajectories:
 
     def __getitem__(self, problem: int | slice | Tensor) -> "Trajectories":
         """Keep some problems: an index, a slice or a tensor of indices; the problem dimension stays."""
-        if isinstance(problem, int):
+        if isinstance(problem, Integral):
+            problem = int(problem)
             if not -self.problems <= problem < self.problems:
                 raise IndexError(f"problem must be below {self.problems}, got {problem}")
             problem = slice(problem, problem + 1 or None)
@@ -248,11 +250,16 @@ class Trajectories:
         tensors, metadata = checkpoint.read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise checkpoint.CheckpointError(f"{path} is not a saved run (format {metadata.get('format')!r})")
-        about = json.loads(metadata["run"])
-        about["depths"] = tuple(about["depths"])
         heads = {k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")}
         rest = {k: v for k, v in tensors.items() if not k.startswith("heads.")}
-        return cls(heads=heads, **rest, **about)  # type: ignore[arg-type]
+        try:
+            about = json.loads(metadata["run"])
+            about["depths"] = tuple(about["depths"])
+            return cls(heads=heads, **rest, **about)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(
+                f"{path} is not a whole run of this version: {checkpoint.one_line(error)}"
+            ) from error
 
     def to_arviz(self) -> Any:
         """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x); see `probgram.export`."""
