@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from probgram import checkpoint, fit, plots, tasks
-from probgram.inference import evaluate
+from probgram.inference import evaluate, fit_heads
 from probgram.inference.objective import ObjectiveConfig
 from probgram.models import GRAM, GRAMGuide
 
 STEPS = 16_000
+HEAD_STEPS = 1_500
 FIGURES = ("valid", "selected_first_verified", "pass_at_n", "coverage_macro_all", "coverage_macro_several",
            "total_variation_several")  # fmt: skip
 
@@ -48,6 +49,7 @@ def main() -> None:
     )  # fmt: skip
     if not result.finished:
         return
+    fit_heads(chain, ("judge",), task, HEAD_STEPS, folder=folder / "heads", seed=chosen.seed, precision="bf16")
     minutes = (time.perf_counter() - started) / 60
     plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
     report = evaluate(chain, task, width=20, depth=16, seeds=(0, 1, 2), problems=chosen.problems)

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from probgram.inference.selection import posterior as posterior
     from probgram.inference.selection import vote as vote
     from probgram.inference.svi import fit as fit
+    from probgram.inference.svi import fit_heads as fit_heads
 
 _HOMES = {
     "guided": "handlers",
     "weighted": "handlers",
     "Objective": "objective",
     "fit": "svi",
+    "fit_heads": "svi",
     "sample": "sampling",
     "vote": "selection",
     "best": "selection",

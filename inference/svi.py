@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
+from probgram.inference.targets import fixed, nearest
 from probgram.tasks import KnownAnswers, Task
 
 log = logging.getLogger("probgram")
@@ -106,6 +108,7 @@ def fit(
     steps: int,
     *,
     objective: ObjectiveConfig | None = None,
+    only: Sequence[str] = (),
     folder: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
@@ -119,6 +122,7 @@ def fit(
         data: a `Task`, a pair of integer arrays (x `[P, ...]`, y `[P, L]`), `KnownAnswers` or a `Dataset` of pairs.
         steps: optimiser steps in all; a resumed run counts those it has taken.
         objective: options of the bound.
+        only: names of the chain's submodules to train, such as its heads; the rest stays as it is. () trains all.
         folder: keeps `training.safetensors` and `metrics.jsonl`; a run found there is continued bit for bit.
         callbacks: called with a `FitView` whenever metrics are written.
         progress: show a progress bar.
@@ -138,8 +142,28 @@ def fit(
         raise ValueError(f"unknown settings {sorted(unknown)}: expected fields of FitConfig")
     config = replace(FitConfig(), **settings)
     objective = objective or _default_objective(guide)
-    run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
-    return run.loop(callbacks, progress)
+    with _trainable(chain, guide, only):
+        run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
+        return run.loop(callbacks, progress)
+
+
+def fit_heads(
+    chain: Chain, heads: Sequence[str], data: Any, steps: int, depth: int = 8, **settings: Any
+) -> FitResult:
+    """Train a chain's heads alone, on prior trajectories from start to end.
+
+    Under `carry` below 1 few trajectories of `fit` are the prior's all the way; this sees nothing else.
+
+    Args:
+        chain: trained; only its heads change.
+        heads: names of the submodules that are heads, for GRAM `("judge",)`.
+        data: as for `fit`.
+        steps: optimiser steps.
+        depth: S, depth steps of a trajectory.
+        **settings: as for `fit`.
+    """
+    objective = ObjectiveConfig(depth=depth, target=fixed, carry=1.0, gradient="transition")
+    return fit(chain, None, data, steps, objective=objective, only=heads, **settings)
 
 
 def learning_rate(config: FitConfig, step: int, steps: int) -> float:
@@ -153,9 +177,25 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
 
 
 def _default_objective(guide: Guide | None) -> ObjectiveConfig:
-    from probgram.inference.targets import nearest
+    return ObjectiveConfig() if guide is not None else ObjectiveConfig(target=nearest, carry=1.0)
 
-    return ObjectiveConfig() if guide is not None else ObjectiveConfig(target=nearest)
+
+@contextmanager
+def _trainable(chain: Chain, guide: Guide | None, only: Sequence[str]) -> Iterator[None]:
+    """Freeze every parameter outside the named submodules of the chain, for the time being."""
+    if not only:
+        yield
+        return
+    wanted = [parameter for name in only for parameter in chain.get_submodule(name).parameters()]
+    modules = [chain] if guide is None else [chain, guide]
+    before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(any(parameter is other for other in wanted))
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
 
 
 class _Run:
@@ -189,7 +229,10 @@ class _Run:
         if config.compile:
             chain.propose = torch.compile(chain.propose)  # type: ignore[method-assign]
         optimiser = torch.optim.AdamW(
-            raw.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            [p for p in raw.parameters() if p.requires_grad],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
         )
         self.raw = raw
         self.objective, self.optimiser = self.fabric.setup(raw, optimiser)
