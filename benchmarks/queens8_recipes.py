@@ -46,13 +46,11 @@ GROUPS = {
         replace(BASE, target="nearest", carry=1.0),
         replace(BASE, target="fixed", carry=0.0, gradient="transition", kl="last"),
     ],
-    "beta": [replace(BASE, beta=beta) for beta in (0.05, 0.3, 0.6, 1.0)],
+    "beta": [replace(BASE, beta=beta) for beta in (0.05, 0.5)],
     "gradient": [
         replace(BASE, gradient="transition"),
-        replace(BASE, gradient="transition", carry=1.0),
         replace(BASE, kl="last"),
     ],
-    "sigma": [replace(BASE, sigma_max=sigma) for sigma in (0.25, 1.0)],
 }
 
 

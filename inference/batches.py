@@ -1,6 +1,6 @@
 """Training data in the order it is seen: a seeded permutation each epoch, and rows refilled as they end."""
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def as_known_answers(data: Any) -> KnownAnswers:
         return group_answers(*data.examples("train"))
     if isinstance(data, tuple | list) and len(data) == 2:
         return group_answers(*(np.asarray(part) for part in data))
-    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+    if isinstance(data, Sized) and hasattr(data, "__getitem__") and not isinstance(data, Mapping):
         rows = [data[i] for i in range(len(data))]
         if rows and all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
             return group_answers(*(np.stack([np.asarray(row[k]) for row in rows]) for k in (0, 1)))

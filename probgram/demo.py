@@ -30,11 +30,11 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
     task = tasks.Queens(8)
     x = np.unique(task.examples("test")[0], axis=0)  # problems no weight has seen
     counts = np.array([len(task.solutions(problem)) for problem in x])
-    for title, wanted in (("one answer", 1), ("several answers", 4), ("many answers", int(counts.max()))):
+    for title, wanted in (("one answer", 1), ("several answers", 3), ("many answers", int(counts.max()))):
         problem = x[np.flatnonzero(counts == wanted)[0]]
         solution = solve(chain, problem, width, depth, seed, task=task)
         _show(console, title, solution, int(wanted))
-    _draw_curve(console, chain, task, x[counts > 1][:64], picture, depth, seed)
+    _draw_curve(console, chain, task, x[counts > 1][:24], picture, depth, seed)
 
 
 def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:

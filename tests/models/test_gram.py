@@ -108,7 +108,8 @@ def test_the_transition_is_the_equation_of_the_paper():
     assert torch.equal(proposal.u, u) and torch.equal(proposal.l, l)
     prior = chain.prior(proposal, 0).base_dist
     assert torch.allclose(prior.loc, chain.mu(u))
-    assert torch.allclose(prior.scale, 1e-3 + torch.sigmoid(chain.sigma(u)))
+    config = chain.config
+    assert torch.allclose(prior.scale, config.sigma_min + config.sigma_max * torch.sigmoid(chain.sigma(u)))
     eps = torch.randn_like(u)
     assert torch.equal(chain.move(proposal, eps).h, u + eps) and torch.equal(chain.move(proposal, eps).l, l)
 
@@ -176,6 +177,7 @@ def test_a_task_token_tells_tasks_apart_and_is_no_part_of_the_answer():
     assert done.answers.shape == (2, 1, 2, 5)
     assert done.state.h.shape == (1, 2, 6, 16)
     assert not torch.allclose(done.state.h[0, 0], done.state.h[0, 1])
+    assert torch.equal(chain.readout(done.state).logits, chain.decode(done.state.h[:, :, 1:]))
     assert guide.encode(board).shape == (2, 6, 16)
     with guided(guide, guide.encode(board)) as q, pyro.plate("problems", 2):
         chain.step(chain.initial(chain.encode(x)), 0, chain.encode(x))

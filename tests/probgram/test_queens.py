@@ -108,6 +108,20 @@ def test_verify_agrees_with_brute_force_on_random_boards(task):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=ids)
+def test_of_all_boards_with_a_queen_a_row_exactly_the_solutions_pass(task):
+    boards = np.array(list(itertools.product(range(task.n), repeat=task.n)))
+    right = [
+        all(
+            a[1] != b[1] and abs(a[1] - b[1]) != b[0] - a[0] for a, b in itertools.combinations(enumerate(board), 2)
+        )
+        for board in boards.tolist()
+    ]
+    assert sum(right) == {5: 10, 6: 4}[task.n]
+    found = task.verify(task.encode([None] * task.n), task._from_columns(boards))
+    assert np.array_equal(found, right)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=ids)
 def test_violations_count_attacked_pairs_lost_givens_and_rows_without_one_queen(task):
     def count(x, y):
         placed = squares(task, y)
