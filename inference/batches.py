@@ -1,5 +1,6 @@
 """Training data in the order it is seen: a seeded permutation each epoch, and rows refilled as they end."""
 
+import hashlib
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -38,6 +39,14 @@ def as_known_answers(data: Any) -> KnownAnswers:
     )
 
 
+def fingerprint_of(known: KnownAnswers) -> str:
+    """SHA-256 of training data, 16 hexadecimal digits: a run must go on with the data it began with."""
+    digest = hashlib.sha256()
+    for part in known:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
 class Batches:
     """Hands out problems in a seeded order, and keeps a `Rollout`'s rows filled.
 
@@ -48,6 +57,7 @@ class Batches:
         depth: S, depth steps after which a row ends.
         seed: of the order.
         staggered: start rows at different ages, so that every optimiser step sees all depths.
+        shared: give all particles of a problem the same answer to start with.
         rank: this process among `world`; each takes its own share of every global batch.
         world: number of processes.
     """
@@ -60,11 +70,12 @@ class Batches:
         depth: int,
         seed: int,
         staggered: bool,
+        shared: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.known, self.batch, self.particles, self.depth, self.seed = known, batch, particles, depth, seed
-        self.rank, self.world = rank, world
+        self.shared, self.rank, self.world = shared, rank, world
         self.drawn = 0  # problems drawn so far by all ranks: the whole state of the order
         self.life = torch.arange(batch) % depth + 1 if staggered else torch.full((batch,), depth)
 
@@ -98,8 +109,10 @@ class Batches:
         self.drawn += rows * self.world
         index = self._order(positions)
         count = self.known.counts[index]
-        draws = np.random.default_rng([self.seed, 1, int(positions[0])]).random((self.particles, rows))
-        target = torch.from_numpy((draws * count).astype(np.int64)).to(device)
+        draws = np.random.default_rng([self.seed, 1, int(positions[0])]).random(
+            (1 if self.shared else self.particles, rows)
+        )
+        target = torch.from_numpy((draws * count).astype(np.int64)).to(device).expand(self.particles, rows)
         x, answers = (torch.from_numpy(part[index]).to(device) for part in (self.known.x, self.known.answers))
         return x, answers, torch.from_numpy(count), target
 

@@ -11,9 +11,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from probgram import metrics, state
+from probgram import metrics
 from probgram.chain import Chain, Guide
-from probgram.inference.handlers import guided, weighted
+from probgram.inference.handlers import guided, start, weighted
 from probgram.inference.sampling import as_problems, sample
 from probgram.inference.selection import best, first_verified, vote
 
@@ -120,8 +120,8 @@ def _one_seed(
 ) -> dict[str, float]:
     rows = max(1, BATCH // width)
     parts, selected = [], []
-    for start in range(0, len(x), rows):
-        run = sample(chain, x[start : start + rows], width, depth, seed, keep="last")
+    for row in range(0, len(x), rows):
+        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last")
         rules = {"vote": vote(run).answers, "first_verified": first_verified(run, task).answers}
         rules |= {f"best_by_{head}": best(run, head=head).answers for head in run.heads}
         selected.append({k: task.verify(run.x, v).float().cpu().numpy() for k, v in rules.items()})
@@ -155,10 +155,10 @@ def evidence_bound(
     if len(y) != len(x):
         raise ValueError(f"x and y must have the same number of rows, got {len(x)} and {len(y)}")
     context, evidence = chain.encode(x), guide.encode(y)
-    with torch.random.fork_rng(devices=[]), weighted() as w, guided(guide, evidence):
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), weighted() as w, guided(guide, evidence):
         torch.manual_seed(seed)
         with pyro.plate("particles", particles, dim=-2), pyro.plate("problems", len(x), dim=-1):
-            z = state.expand(chain.init(context), (particles, len(x)))
+            z = start(chain, context, (particles, len(x)))
             for t in range(depth):
                 z = chain.step(z, t, context)
             pyro.sample("y", chain.readout(z), obs=y)

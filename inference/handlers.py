@@ -19,7 +19,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from probgram.chain import Guide
+from probgram import state as trees
+from probgram.chain import Chain, Guide
 
 
 class GuidedSite(NamedTuple):
@@ -121,6 +122,33 @@ class weighted(Messenger):  # noqa: N801
         else:
             return
         self.log_weight = self.log_weight + scale_and_mask(log_weight, msg["scale"], msg["mask"])
+
+
+class _Notices(Messenger):
+    """Whether any latent site was sampled inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampled = False
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        self.sampled |= isinstance(msg["fn"], TorchDistributionMixin)
+
+
+def start(chain: Chain, context: Any, batch_shape: tuple[int, int]) -> Any:
+    """The state at depth 0, every leaf `[N, B, ...]`; call it under the `particles` and `problems` plates.
+
+    A leaf that `chain.initial` left at `[B, ...]` is broadcast; one that it sampled has its particles already.
+    """
+    with _Notices() as notices:
+        state = chain.init(context)
+
+    def spread(leaf: Tensor) -> Tensor:
+        if notices.sampled and tuple(leaf.shape[:2]) == batch_shape:
+            return leaf
+        return leaf.expand(*batch_shape, *leaf.shape[1:])
+
+    return trees.map_state(spread, state)
 
 
 def validation(on: bool) -> AbstractContextManager[Any]:

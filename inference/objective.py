@@ -2,15 +2,17 @@
 
     loss = -( log p(y | z_n)  -  beta · Σ_t KL(q(eps_t | u_t, y) || p(eps_t | u_t)) )       nats a problem
 
-With carry = 1 (the default) trajectories are drawn from the prior, and only the last transition of the step
-at hand uses the guide, for the loss: the proposal u is shared, so the prior draw that carries on costs
-nothing more. The loss of a step is then a bound on log p(y | z_{n-1}) at states the chain really reaches.
-By Jensen E_prior[log p(y | z_{n-1})] <= log p(y | x): an honest bound, and nothing of y can leak.
+The next depth step starts from a prior draw with probability `carry`, else from the guide's. At carry = 1
+trajectories are the prior's, and only the last transition of the step at hand uses the guide, for the loss:
+the proposal u is shared, so the prior draw that carries on costs nothing more. The loss of a step is then a
+bound on log p(y | z_{n-1}) at states the chain really reaches, and by Jensen E_prior[log p(y | z_{n-1})] <=
+log p(y | x): nothing of y can leak. At carry = 0 the sum over steps is the ELBO of the training program.
 
 Source: Baek et al., arXiv 2605.19376, equations 8 to 11; several particles: Burda et al., arXiv 1509.00519.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +24,8 @@ from torch.distributions import kl_divergence
 
 from probgram import state as trees
 from probgram.chain import Chain, Guide
-from probgram.inference.handlers import GuidedSite, guided, weighted
-from probgram.inference.targets import Target, TargetView, attributed
+from probgram.inference.handlers import GuidedSite, guided, start, weighted
+from probgram.inference.targets import Target, TargetView, attributed, fixed
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class ObjectiveConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         plain = self.balance is None and self.beta == 1 and not self.warm_up and self.kl == "every"
-        if self.bound == "iwae" and not (plain and self.gradient != "transition"):
+        if self.bound == "iwae" and not (plain and self.gradient != "transition" and self.target is fixed):
             raise ValueError(
-                'bound="iwae" needs plain KL at every transition, beta=1 and gradient="step" or "full"'
+                'bound="iwae" needs plain KL at every transition, beta=1, gradient="step" or "full", and '
+                "target=fixed: its particles share one answer"
             )
 
 
@@ -154,6 +157,7 @@ class Objective(nn.Module):
             terms.append(term)
         loss, metrics = self._bound(terms)
         head_loss, head_metrics, halted = self._heads(rollout)
+        rollout = rollout._replace(state=trees.detach(rollout.state))
         return StepResult(loss + self.config.heads * head_loss, metrics | head_metrics, rollout, halted)
 
     # -- one depth step ---------------------------------------------------------------------------------------
@@ -163,14 +167,15 @@ class Objective(nn.Module):
         first = (rollout.age == 0).to(rollout.x.device).expand(n, b)
         from_prior = torch.rand(n, b, device=first.device) < config.carry
         y = pick(rollout.answers, rollout.target)  # [N, B, L]
-        with pyro.plate("particles", n, dim=-2), pyro.plate("problems", b, dim=-1):
-            with self._network():
-                context = self.chain.encode(rollout.x)
-            start = trees.expand(self.chain.init(context), (n, b))
-            state = start if rollout.state is None else trees.where(first, start, rollout.state)
-            state, terms, sites = self._transitions(state, context, rollout, y, from_prior)
-        with torch.no_grad():
+        with self._network():
+            context = self.chain.encode(rollout.x)
+            with _plates(n, b):
+                fresh = start(self.chain, context, (n, b))
+        state = fresh if rollout.state is None else trees.where(first, fresh, rollout.state)
+        state, terms, sites = self._transitions(state, context, rollout, y, from_prior)
+        with torch.set_grad_enabled(config.gradient == "full" and torch.is_grad_enabled()):
             prior_state, noise = self._prior_draw(sites[-1])
+        with torch.no_grad():
             sites[-1] = sites[-1]._replace(value=_rows(from_prior, noise, sites[-1].value))  # what carries on
             belief = self._belief(rollout, sites) if config.target is attributed else None
             view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
@@ -180,7 +185,7 @@ class Objective(nn.Module):
         return terms, rollout._replace(
             target=target,
             age=rollout.age + 1,
-            state=carried if config.gradient == "full" else trees.detach(carried),
+            state=carried,
             honest=from_prior if rollout.honest is None else from_prior & (rollout.honest | first),
             belief=None if belief is None else belief.masked_fill(_beyond(rollout), 0.0),
             history=_record(rollout.history, trees.detach(prior_state), rollout.age, config.depth),
@@ -207,7 +212,7 @@ class Objective(nn.Module):
             acts = is_last or (reached and config.carry < 1)
             guide, rows = (self.guide if acts else None), (None if is_last else ~from_prior)
             with torch.set_grad_enabled(reached and torch.is_grad_enabled()), self._network():
-                with weighted() as w, guided(guide, evidence, rows) as q:
+                with weighted() as w, guided(guide, evidence, rows) as q, _plates(*from_prior.shape):
                     state = chain.transition(state, t * chain.transitions + k, context)
             if acts:
                 guidable += q.sites
@@ -215,12 +220,15 @@ class Objective(nn.Module):
                 log_ratio = log_ratio + w.log_weight
                 if is_last or config.kl == "every":
                     charged += q.sites
-        return trees.map_state(_widen, state), StepTerms(torch.empty(0), charged, log_ratio), guidable
+        return trees.map_state(trees.widen, state), StepTerms(torch.empty(0), charged, log_ratio), guidable
 
     def _prior_draw(self, last: GuidedSite) -> tuple[Any, Tensor]:
         """The state that the prior makes of the last proposal: where a trajectory really goes."""
-        noise = last.value if last.posterior is None else last.prior.sample()
-        return trees.map_state(_widen, self.chain.move(last.proposal, noise)), noise
+        if last.posterior is None:
+            noise = last.value
+        else:
+            noise = last.prior.rsample() if last.prior.has_rsample else last.prior.sample()
+        return trees.map_state(trees.widen, self.chain.move(last.proposal, noise)), noise
 
     # -- the bound --------------------------------------------------------------------------------------------
 
@@ -321,12 +329,20 @@ class Objective(nn.Module):
 
     def _network(self) -> AbstractContextManager[Any]:
         """Autocast around the network's methods only: losses, weights and densities stay in float32."""
-        device = next(self.chain.parameters()).device.type
+        known = next((p for p in (*self.chain.parameters(), *self.chain.buffers())), None)
+        device = "cpu" if known is None else known.device.type
         return torch.autocast(device, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def _readout(self, state: Any) -> Any:
         with self._network():
             return self.chain.readout(state)
+
+
+@contextmanager
+def _plates(particles: int, problems: int) -> Iterator[None]:
+    """The plates of a chain's sites; handlers that fill sites go outside of them."""
+    with pyro.plate("particles", particles, dim=-2), pyro.plate("problems", problems, dim=-1):
+        yield
 
 
 def pick(answers: Tensor, index: Tensor) -> Tensor:
@@ -387,8 +403,3 @@ def _sigma_range(sites: list[GuidedSite]) -> dict[str, Tensor]:
     """Smallest, mean and largest prior standard deviation, where the prior has one."""
     scales = [site.prior.stddev for site in sites[-1:]]
     return {f"sigma_{name}": getattr(s, name)() for s in scales for name in ("amin", "mean", "amax")}
-
-
-def _widen(leaf: Tensor) -> Tensor:
-    """Back from autocast's type to float32."""
-    return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf

@@ -15,6 +15,7 @@ from torch import Tensor
 from probgram import state as state_trees
 from probgram.chain import Chain
 from probgram.inference.handlers import BLOCK, seeded, validation
+from probgram.inference.handlers import start as start_state
 from probgram.trajectories import Trajectories
 
 FLAG_EVERY = 4  # depth steps between two looks at "has everything halted?"
@@ -114,6 +115,7 @@ def as_problems(x: Any, chain: Chain) -> Tensor:
         x = x[None]
     if x.dim() < 1 or len(x) == 0:
         raise ValueError(f"x must hold at least one problem, got shape {list(x.shape)}")
+    chain.check(x)
     reference = next((p for p in (*chain.parameters(), *chain.buffers())), None)
     return x if reference is None else x.to(reference.device)
 
@@ -149,7 +151,7 @@ def _sample_chunk(
     with noise, pyro.plate("particles", width, dim=-2), pyro.plate("problems", problems, dim=-1):
         noise.at(-1)
         if start is None:
-            state = state_trees.expand(chain.init(context), (width, problems))
+            state = start_state(chain, context, (width, problems))
         else:
             state = state_trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
             if halted is not None and start.halted is not None:

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from probgram.chain import Chain, Guide
-from probgram.inference.batches import Batches, as_known_answers
+from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
 from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.resume import load_training, save_training
@@ -57,9 +57,16 @@ class FitConfig:
     checkpoint_every: float = 60.0  # seconds between two checkpoints
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "devices", "log_every"):
+        for name in ("batch", "accumulate", "devices", "log_every", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "warm_up", "validate_every", "checkpoint_every", "weight_decay", "lr_final"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.schedule not in ("cosine", "constant"):
@@ -68,6 +75,10 @@ class FitConfig:
             raise ValueError(f'precision must be "32" or "bf16", got {self.precision!r}')
         if self.batch % self.devices:
             raise ValueError(f"batch must be a multiple of devices, got {self.batch} and {self.devices}")
+
+
+class DivergedError(ArithmeticError):
+    """A figure of training is NaN or infinite."""
 
 
 class FitView(NamedTuple):
@@ -94,11 +105,11 @@ class FitResult:
         history: the metrics written by this call, a dict a line.
     """
 
-    chain: Chain
-    guide: Guide | None
+    chain: Chain = field(repr=False)
+    guide: Guide | None = field(repr=False)
     steps: int
     finished: bool
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
 
 
 def fit(
@@ -134,15 +145,17 @@ def fit(
     Raises:
         ValueError: a setting or the data make no sense.
         CheckpointError: the folder belongs to another run, or cannot be written.
+        DivergedError: a figure became NaN or infinite; the last checkpoint stays.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"steps must be at least 1 and whole, got {steps}")
     unknown = set(settings) - set(FitConfig.__dataclass_fields__)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}: expected fields of FitConfig")
     config = replace(FitConfig(), **settings)
     objective = objective or _default_objective(guide)
-    with _trainable(chain, guide, only):
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda), _trainable(chain, guide, only):
         run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
         return run.loop(callbacks, progress)
 
@@ -214,6 +227,7 @@ class _Run:
         self.chain, self.guide, self.steps, self.config, self.folder = chain, guide, steps, config, folder
         self.task = data if isinstance(data, Task) else None
         known = as_known_answers(data)
+        chain.check(torch.as_tensor(known.x))
         self.held_out = _held_out(self.task, config)
         self.fabric = Fabric(
             accelerator=config.accelerator,
@@ -241,8 +255,12 @@ class _Run:
         self.rollout = self.batches.start(self.fabric.device)
         self.step, self.seconds, self.validated = 0, 0.0, False
         self.settings = _plain(objective) | _plain(config) | {"model": repr(chain)}
-        if folder is not None and self._file.exists():
-            self._load()
+        trained = [name for name, parameter in raw.named_parameters() if parameter.requires_grad]
+        self.settings |= {"data": fingerprint_of(known), "trained": trained}
+        if folder is not None:
+            if self._file.exists():
+                self._load()
+            self._forget_lines_after(self.step)
 
     def _batches(self, known: KnownAnswers, objective: ObjectiveConfig) -> Batches:
         return Batches(
@@ -252,6 +270,7 @@ class _Run:
             objective.depth,
             self.config.seed,
             staggered=self.chain.homogeneous and objective.gradient != "full",
+            shared=objective.bound == "iwae",
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
@@ -330,6 +349,9 @@ class _Run:
 
     def _measure(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one transfer
+        if not math.isfinite(sum(values)):
+            bad = [name for name, value in zip(metrics, values, strict=True) if not math.isfinite(value)]
+            raise DivergedError(f"training diverged by step {self.step}: {', '.join(bad)} not finite; lower lr")
         line = {"step": self.step, "seconds": round(self.seconds, 2)} | dict(zip(metrics, values, strict=True))
         line["beta"] = self.raw.beta
         line["lr"] = self.optimiser.param_groups[0]["lr"]
@@ -346,8 +368,10 @@ class _Run:
         assert self.task is not None
         own = {k: v.clone() for k, v in self.raw.state_dict().items()}
         self.raw.load_state_dict(self.averages)
-        run = sample(self.chain, self.held_out, width=4, depth=self.raw.config.depth, seed=0, keep="last")
-        self.raw.load_state_dict(own)
+        try:
+            run = sample(self.chain, self.held_out, width=4, depth=self.raw.config.depth, seed=0, keep="last")
+        finally:  # an interrupt must not leave the averages behind
+            self.raw.load_state_dict(own)
         return float(self.task.verify(run.x, run.answers[-1]).float().mean())
 
     def _write(self, line: dict[str, float]) -> None:
@@ -386,7 +410,6 @@ class _Run:
         )
         self.step, self.seconds, self.batches.drawn = plain["step"], plain["seconds"], plain["drawn"]
         log.info("continuing from step %d of %s", self.step, self._file)
-        self._forget_lines_after(self.step)
 
     def _forget_lines_after(self, step: int) -> None:
         """Drop metrics of steps that a kill lost and that will be taken again."""

@@ -65,8 +65,8 @@ def responsibilities(view: TargetView) -> Tensor:
     return _draw(view.log_p())
 
 
-def dealt(view: TargetView, rounds: int = 20) -> Tensor:
-    """Deal a problem's answers to its particles in equal shares, at the least total cost -log p.
+def dealt(view: TargetView, rounds: int = 50) -> Tensor:
+    """Deal a problem's answers to its particles in about equal shares, at the least total cost -log p.
 
     The assignment is entropic (Sinkhorn's algorithm on `[N, M]` plans with uniform marginals, all problems at
     once), and each particle draws from its row of the plan. It needs several particles to mean anything.

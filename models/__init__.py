@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from probgram.models.gram import GRAM as GRAM
     from probgram.models.gram import GRAMConfig as GRAMConfig
     from probgram.models.gram import GRAMGuide as GRAMGuide
+    from probgram.models.state_space import HiddenMarkov as HiddenMarkov
+    from probgram.models.state_space import HiddenMarkovSmoother as HiddenMarkovSmoother
     from probgram.models.state_space import LinearGaussian as LinearGaussian
+    from probgram.models.state_space import LinearGaussianSmoother as LinearGaussianSmoother
 
 _HOMES = {
     "GRAM": "gram",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from probgram.chain import Chain, Guide
 from probgram.models.blocks import Body, PooledHead, Tokens
+from probgram.state import widen
 from probgram.tasks import Task
 
 
@@ -94,9 +95,30 @@ class GRAM(Chain):
 
     # -- the recursion ----------------------------------------------------------------------------------------
 
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where x is not `[B, L]` tokens of this chain (with tasks: `[B, 1 + L]`)."""
+        self._check_shape(x)
+        prefix = 0 if self.embed_task is None else 1
+        tokens = x[:, prefix:]
+        if int(tokens.max()) >= self.config.input_size:
+            raise ValueError(f"x must hold tokens below {self.config.input_size}, got {int(tokens.max())}")
+        if bool((tokens < 0).all(1).any()):
+            raise ValueError("x must have a token that is not padding in every row")
+        if prefix and not 0 <= int(x[:, 0].min()) <= int(x[:, 0].max()) < self.config.tasks:
+            raise ValueError(f"the first token of x must name a task from 0 to {self.config.tasks - 1}")
+
+    def _check_shape(self, x: Tensor) -> None:
+        prefix = 0 if self.embed_task is None else 1
+        length = self.config.length + prefix
+        fewer = " or fewer" if self.config.body == "attention" else ""
+        if x.dim() != 2 or not prefix < x.shape[1] <= length or (not fewer and x.shape[1] < length):
+            raise ValueError(f"x must be [B, L] tokens, L = {length}{fewer}, got shape {list(x.shape)}")
+        if x.is_floating_point() or x.dtype == torch.bool:
+            raise ValueError(f"x must hold integers (tokens), got {x.dtype}")
+
     def encode(self, x: Tensor) -> GRAMContext:
         """Embed the problem, `[B, L]` (with tasks: `[B, 1 + L]`), once."""
-        self._check_input(x)
+        self._check_shape(x)
         tokens = x.long()
         parts = []
         if self.embed_task is not None:
@@ -137,7 +159,7 @@ class GRAM(Chain):
     def readout(self, state: GRAMState) -> Tokens:
         """p(y | h)."""
         h = state.h if self.embed_task is None else state.h[..., 1:, :]
-        return Tokens(self.decode(h).float())
+        return Tokens(widen(self.decode(h)))
 
     def heads(self, state: GRAMState) -> dict[str, Tensor]:
         """Logits `[..., B]`: "value", the answer at the end will be right; "halt", it is right now.
@@ -146,13 +168,6 @@ class GRAM(Chain):
         """
         logits = self.judge(state.h.detach())
         return {"value": logits[..., 0], "halt": logits[..., 1]}
-
-    def _check_input(self, x: Tensor) -> None:
-        length = self.config.length + (1 if self.embed_task is not None else 0)
-        if x.dim() != 2 or x.shape[1] > length or x.shape[1] == 0:
-            raise ValueError(f"x must be [B, {length}] tokens (fewer are allowed), got shape {list(x.shape)}")
-        if x.is_floating_point() or x.dtype == torch.bool:
-            raise ValueError(f"x must hold integers (tokens), got {x.dtype}")
 
     def configuration(self) -> dict[str, Any]:
         """What `GRAMConfig` needs to build this chain again, as plain values."""
@@ -210,7 +225,7 @@ def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
 
 def _gaussian(mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None) -> dist.TorchDistribution:
     """N(mu, sigma²) over tokens and features; at padded tokens N(0, 1), so that KL and ratio vanish there."""
-    mu, sigma = mu.float(), config.sigma_min + config.sigma_max * raw.float().sigmoid()
+    mu, sigma = widen(mu), config.sigma_min + config.sigma_max * widen(raw).sigmoid()
     if mask is not None:
         mu, sigma = torch.where(mask[..., None], mu, 0.0), torch.where(mask[..., None], sigma, 1.0)
     return dist.Normal(mu, sigma).to_event(2)

@@ -49,6 +49,9 @@ class Chain(nn.Module):
         """Compute once per problem what every transition needs; `x` `[B, ...]`, leaves `[B, ...]`."""
         return x
 
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError, in one sentence, where x is no input of this chain; called once at the edge."""
+
     def initial(self, context: Context) -> State:
         """Return the state before the first depth step, leaves `[B, ...]`; may call `pyro.sample`."""
         raise NotImplementedError(f"{type(self).__name__} must define initial(context)")
@@ -235,7 +238,7 @@ class _ModuleChain(Chain):
         return dist.Normal(torch.zeros_like(proposal), self.sigma).to_event(events)
 
     def readout(self, state: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=self.to_logits(state).float()).to_event(1)
+        return dist.Categorical(logits=state_trees.widen(self.to_logits(state))).to_event(1)
 
 
 def _check_program(depth: int, observe: Observe) -> None:

@@ -165,6 +165,9 @@ def find_weights(name: str | Path) -> Path:
         CheckpointError: nothing is there; the shipped names are listed.
     """
     path = Path(name)
+    shipped = {p.stem: p for p in pretrained_folder().glob("*.safetensors")}
+    if isinstance(name, str) and name in shipped:  # a local folder of the same name is "./queens8"
+        return shipped[name]
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         if len(found) != 1:
@@ -172,9 +175,6 @@ def find_weights(name: str | Path) -> Path:
         return found[0]
     if path.is_file():
         return path
-    shipped = {p.stem: p for p in pretrained_folder().glob("*.safetensors")}
-    if str(name) in shipped:
-        return shipped[str(name)]
     raise CheckpointError(
         f"no weights are called {str(name)!r}: expected a file, a folder or one of {sorted(shipped)}"
     )

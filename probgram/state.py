@@ -73,6 +73,11 @@ def expand(state: State, batch_shape: tuple[int, ...], batch_dims: int = 1) -> S
     return map_state(lambda leaf: leaf.expand(*batch_shape, *leaf.shape[batch_dims:]), state)
 
 
+def widen(leaf: Tensor) -> Tensor:
+    """Back from a half type, which autocast computes in, to float32; other types stay."""
+    return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
+
+
 def detach(state: State) -> State:
     """Cut every leaf from the graph."""
     return map_state(Tensor.detach, state)

@@ -276,7 +276,7 @@ def test_stopping_without_a_halt_head_is_one_clear_sentence():
 
 # -- bad input ------------------------------------------------------------------------------------------------
 
-FEWER = "x must be [B, 5] tokens (fewer are allowed), got shape "
+FEWER = "x must be [B, L] tokens, L = 5 or fewer, got shape "
 
 
 @pytest.mark.parametrize(

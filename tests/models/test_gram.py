@@ -182,14 +182,14 @@ def test_a_task_token_tells_tasks_apart_and_is_no_part_of_the_answer():
     with guided(guide, guide.encode(board)) as q, pyro.plate("problems", 2):
         chain.step(chain.initial(chain.encode(x)), 0, chain.encode(x))
     assert q.kl.shape == (2,) and (q.kl > 0).all()
-    with pytest.raises(ValueError, match=r"x must be \[B, 6\] tokens"):
+    with pytest.raises(ValueError, match=r"x must be \[B, L\] tokens, L = 6 or fewer"):
         chain.encode(torch.zeros(2, 7, dtype=torch.long))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 6, dtype=torch.long), torch.zeros(2, 1, 5, dtype=torch.long),
                                torch.zeros(5, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)])  # fmt: skip
 def test_problems_of_a_wrong_shape_are_one_clear_sentence(x):
-    with pytest.raises(ValueError, match=r"x must be \[B, 5\] tokens \(fewer are allowed\), got shape"):
+    with pytest.raises(ValueError, match=r"x must be \[B, L\] tokens, L = 5 or fewer, got shape"):
         make_chain().encode(x)
 
 
