@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,61 +20,16 @@ from torch import Tensor
 
 from probgram.chain import Chain, Guide
 from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
+from probgram.inference.fit_config import FitConfig, learning_rate
 from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
+from probgram.inference.progress import ProgressBar
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
 from probgram.inference.targets import fixed, nearest
 from probgram.tasks import KnownAnswers, Task
 
 log = logging.getLogger("probgram")
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of the optimiser and of the loop; the objective has its own (`ObjectiveConfig`)."""
-
-    batch: int = 128  # B, problems in a global batch
-    lr: float = 1e-3  # AdamW's peak learning rate
-    warm_up: int = 100  # optimiser steps to reach it
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    lr_final: float = 0.05  # share of lr at the end of the cosine
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
-    weight_decay: float = 0.1  # AdamW
-    clip: float = 1.0  # largest gradient norm
-    ema: float = 0.999  # decay of the averaged weights, which are the result
-    accumulate: int = 1  # depth steps whose gradients are added before an optimiser step
-    swap_halted: bool = False  # hand rows whose prior state has halted a new problem, every second time
-    precision: Literal["32", "bf16"] = "32"  # what the network computes in; everything else is float32
-    compile: bool = False  # torch.compile the proposal network
-    seed: int = 0
-    accelerator: str = "auto"  # Lightning Fabric's: "cpu", "cuda", "mps"
-    devices: int = 1
-    strategy: str = "auto"  # Lightning Fabric's: "ddp" for several ranks
-    log_every: int = 20  # optimiser steps between two lines of metrics
-    validate_every: int = 500  # optimiser steps between two looks at held-out problems; 0: never
-    validation: int = 128  # held-out problems looked at
-    checkpoint_every: float = 60.0  # seconds between two checkpoints
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "devices", "log_every", "validation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "warm_up", "validate_every", "checkpoint_every", "weight_decay", "lr_final"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not self.clip > 0:
-            raise ValueError(f"clip must be above 0, got {self.clip}")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f'schedule must be "cosine" or "constant", got {self.schedule!r}')
-        if self.precision not in ("32", "bf16"):
-            raise ValueError(f'precision must be "32" or "bf16", got {self.precision!r}')
-        if self.batch % self.devices:
-            raise ValueError(f"batch must be a multiple of devices, got {self.batch} and {self.devices}")
 
 
 class DivergedError(ArithmeticError):
@@ -179,16 +134,6 @@ def fit_heads(
     return fit(chain, None, data, steps, objective=objective, only=heads, **settings)
 
 
-def learning_rate(config: FitConfig, step: int, steps: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then constant or cosine to `lr_final · lr`."""
-    warm = min(1.0, (step + 1) / max(1, config.warm_up))
-    if config.schedule == "constant":
-        return config.lr * warm
-    fraction = min(1.0, step / max(1, steps))
-    cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * fraction))
-    return config.lr * warm * cosine
-
-
 def _default_objective(guide: Guide | None) -> ObjectiveConfig:
     return ObjectiveConfig() if guide is not None else ObjectiveConfig(target=nearest, carry=1.0)
 
@@ -283,7 +228,7 @@ class _Run:
         finished = stopped = False
         saved = started = time.monotonic()
         before = self.seconds
-        bar = _Bar(self.steps, self.step, progress and self.fabric.is_global_zero)
+        bar = ProgressBar(self.steps, self.step, progress and self.fabric.is_global_zero)
         try:
             with bar:
                 while self.step < self.steps and not stopped:
@@ -421,41 +366,6 @@ class _Run:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
-
-
-class _Bar:
-    """A rich progress bar, or nothing."""
-
-    def __init__(self, steps: int, done: int, shown: bool) -> None:
-        self.progress: Any = None
-        if shown:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self.progress = Progress(*columns)
-            self.bar = self.progress.add_task("", total=steps, completed=done)
-
-    def __enter__(self) -> "_Bar":
-        if self.progress is not None:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def update(self, step: int, line: dict[str, float]) -> None:
-        """Show the latest figures."""
-        if self.progress is None:
-            return
-        names = {"reconstruction": "nats", "kl": "KL", "right_at_end": "right", "valid_held_out": "held out"}
-        text = "  ".join(f"{label} {line[name]:.3f}" for name, label in names.items() if name in line)
-        self.progress.update(self.bar, completed=step, description=text)
 
 
 def _held_out(task: Task | None, config: FitConfig) -> Any:

@@ -1,0 +1,62 @@
+"""Settings of the optimiser and of the training loop, and the learning rate that follows from them."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the optimiser and of the loop; the objective has its own (`ObjectiveConfig`)."""
+
+    batch: int = 128  # B, problems in a global batch
+    lr: float = 1e-3  # AdamW's peak learning rate
+    warm_up: int = 100  # optimiser steps to reach it
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    lr_final: float = 0.05  # share of lr at the end of the cosine
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    weight_decay: float = 0.1  # AdamW
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.999  # decay of the averaged weights, which are the result
+    accumulate: int = 1  # depth steps whose gradients are added before an optimiser step
+    swap_halted: bool = False  # hand rows whose prior state has halted a new problem, every second time
+    precision: Literal["32", "bf16"] = "32"  # what the network computes in; everything else is float32
+    compile: bool = False  # torch.compile the proposal network
+    seed: int = 0
+    accelerator: str = "auto"  # Lightning Fabric's: "cpu", "cuda", "mps"
+    devices: int = 1
+    strategy: str = "auto"  # Lightning Fabric's: "ddp" for several ranks
+    log_every: int = 20  # optimiser steps between two lines of metrics
+    validate_every: int = 500  # optimiser steps between two looks at held-out problems; 0: never
+    validation: int = 128  # held-out problems looked at
+    checkpoint_every: float = 60.0  # seconds between two checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "devices", "log_every", "validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "warm_up", "validate_every", "checkpoint_every", "weight_decay", "lr_final"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f'schedule must be "cosine" or "constant", got {self.schedule!r}')
+        if self.precision not in ("32", "bf16"):
+            raise ValueError(f'precision must be "32" or "bf16", got {self.precision!r}')
+        if self.batch % self.devices:
+            raise ValueError(f"batch must be a multiple of devices, got {self.batch} and {self.devices}")
+
+
+def learning_rate(config: FitConfig, step: int, steps: int) -> float:
+    """Rate of optimiser step `step` (from 0): linear warm-up, then constant or cosine to `lr_final · lr`."""
+    warm = min(1.0, (step + 1) / max(1, config.warm_up))
+    if config.schedule == "constant":
+        return config.lr * warm
+    fraction = min(1.0, step / max(1, steps))
+    cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * fraction))
+    return config.lr * warm * cosine
