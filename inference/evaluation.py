@@ -17,7 +17,7 @@ from probgram.inference.handlers import guided, start, weighted
 from probgram.inference.sampling import as_problems, sample
 from probgram.inference.selection import best, first_verified, vote
 
-BATCH = 16_384  # trajectories at a time: bounds memory, changes no result's law
+BATCH = 2_048  # trajectories at a time: bounds memory, changes no law
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ class Block(nn.Module):
         return rms_norm(x + self.feed_forward(x))
 
 
+CACHED_TOKENS = (
+    4096  # what a CPU takes at a time without gradients: larger temporaries leave its cache, 1.5 × slower
+)
+
+
 class Body(nn.Module):
     """The shared function f: a stack of blocks over `[..., L, D]`.
 
@@ -129,9 +134,17 @@ class Body(nn.Module):
         folded = x.reshape(-1, *x.shape[-2:])
         if mask is not None:
             mask = mask.expand(x.shape[:-1]).reshape(-1, x.shape[-2])
+        rows = len(folded) if x.is_cuda or torch.is_grad_enabled() else max(1, CACHED_TOKENS // x.shape[-2])
+        if len(folded) <= rows:
+            return self._run(folded, mask).reshape(x.shape)
+        masks = [None] * -(-len(folded) // rows) if mask is None else mask.split(rows)
+        parts = [self._run(*part) for part in zip(folded.split(rows), masks, strict=True)]
+        return torch.cat(parts).reshape(x.shape)
+
+    def _run(self, folded: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.blocks:
             folded = block(folded, mask)
-        return folded.reshape(x.shape)
+        return folded
 
 
 class PooledHead(nn.Module):

@@ -1,0 +1,50 @@
+"""The shipped weights are what their card says."""
+
+import math
+
+import numpy as np
+import pytest
+
+from probgram import metrics, solve, tasks
+from probgram.checkpoint import pretrained_folder
+from probgram.inference import first_verified, sample
+from probgram.models import GRAM
+
+PROBLEMS, WIDTH = 48, 20
+
+
+@pytest.fixture(scope="module")
+def chain() -> GRAM:
+    return GRAM.from_pretrained("queens8")
+
+
+def test_the_card_names_task_split_seed_and_figures(chain: GRAM) -> None:
+    assert chain.about["task"] == "queens8" and chain.about["split"] == "orbit"
+    assert {"seed", "steps", "evaluation", "figures"} <= set(chain.about)
+    assert "queens8" in (pretrained_folder() / "README.md").read_text()
+
+
+def test_held_out_boards_are_solved_as_often_as_the_card_says(chain: GRAM) -> None:
+    """Each figure is a mean over problems of shares in [0, 1], so its variance is at most m (1 - m) / problems.
+
+    Four of these standard errors below the card's mean: false alarms below 1 in 30,000 for each of three figures.
+    Where the card says m = 1 the error has no estimate, and one problem in 48 may fail.
+    """
+    task = tasks.Queens(8)
+    x = np.unique(task.examples("test")[0], axis=0)
+    x = x[np.random.default_rng(1).choice(len(x), PROBLEMS, replace=False)]
+    run = sample(chain, x, WIDTH, chain.about["evaluation"]["depth"], seed=11, keep="last")
+    solutions = metrics.all_solutions(task, x)
+    found = metrics.summarize(task, x, run.answers[-1].numpy(), solutions)
+    found["selected_first_verified"] = float(first_verified(run, task).score.mean())
+    for name in ("valid", "selected_first_verified", "coverage_macro_all"):
+        said = chain.about["figures"][name]
+        error = max(math.sqrt(said * (1 - said) / PROBLEMS), 1 / (4 * PROBLEMS))
+        assert found[name] > said - 4 * error, name
+
+
+def test_one_call_finds_several_ways_to_finish_a_board(chain: GRAM) -> None:
+    solution = solve("queens8", [0, None, None, None, None, None, None, None], width=20, seed=0)
+    assert int(solution.verified.sum()) >= 2
+    assert math.isclose(float(solution.shares.sum()), 1.0)
+    assert "Q" in str(solution)
