@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{DEPTH} depth steps of {chain.transitions} transitions, median ratio [quartiles]")
     print("| N·B | rounds | bare loop, s | program / bare | program with keyed noise / bare |")
     print("|---|---|---|---|---|")
-    for width, count, rounds in ((8, 8, 201), (16, 64, 51), (64, 128, 9)):
+    for width, count, rounds in ((8, 8, 101), (16, 64, 31), (64, 128, 7)):
         runs = {f.__name__: partial(f, chain, problems[:count], width) for f in (bare, program, keyed)}
         seconds = interleaved(runs, rounds)
         cells = [

@@ -46,6 +46,7 @@ GROUPS = {
         replace(BASE, target="nearest", carry=1.0),
         replace(BASE, target="fixed", carry=0.0, gradient="transition", kl="last"),
     ],
+    "rules": [replace(BASE, target=target) for target in ("responsibilities", "attributed", "nearest")],
     "beta": [replace(BASE, beta=beta) for beta in (0.05, 0.5)],
     "gradient": [
         replace(BASE, gradient="transition"),
@@ -118,7 +119,11 @@ def main() -> None:
         print(table())
         return
     torch.set_num_threads(1)
-    arms = [BASE] if chosen.group == "base" else GROUPS.get(chosen.group) or sum(GROUPS.values(), [BASE])
+    arms = (
+        [BASE]
+        if chosen.group == "base"
+        else GROUPS.get(chosen.group) or list(dict.fromkeys(sum(GROUPS.values(), [BASE])))
+    )
     for arm in arms:
         key = asdict(arm) | {"seed": chosen.seed, "steps": chosen.steps}
         done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
