@@ -34,7 +34,8 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
         problem = x[np.flatnonzero(counts == wanted)[0]]
         solution = solve(chain, problem, width, depth, seed, task=task)
         _show(console, title, solution, int(wanted))
-    _draw_curve(console, chain, task, x[counts > 1][:24], picture, depth, seed)
+    several = np.random.default_rng(0).permutation(x[counts > 1])[:24]
+    _draw_curve(console, chain, task, several, picture, depth, seed)
 
 
 def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:
