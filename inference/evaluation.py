@@ -72,6 +72,7 @@ def evaluate(
     depth: int = 16,
     seeds: Sequence[int] = (0, 1, 2),
     problems: int | None = None,
+    halt_probability: float | None = None,
 ) -> Report:
     """Evaluate prior samples on a task's problems.
 
@@ -83,6 +84,7 @@ def evaluate(
         depth: S, depth steps.
         seeds: one run each; at least 3 for a figure to publish.
         problems: a seeded subset of so many problems; None: all.
+        halt_probability: freeze a trajectory once its halt head is so sure that its answer is right; None: never.
 
     Returns:
         Validity of one draw, accuracy of each selection rule, oracle pass@N, coverage (macro and pooled, all
@@ -100,7 +102,7 @@ def evaluate(
     figures: dict[str, list[float]] = {}
     started = time.perf_counter()
     for seed in seeds:
-        for name, value in _one_seed(chain, task, x, solutions, width, depth, seed).items():
+        for name, value in _one_seed(chain, task, x, solutions, width, depth, seed, halt_probability).items():
             figures.setdefault(name, []).append(value)
     about = {
         "task": task.name,
@@ -109,6 +111,7 @@ def evaluate(
         "several answers": int((solutions.counts > 1).sum()),
         "width": width,
         "depth": depth,
+        "halt probability": halt_probability,
         "seeds": list(seeds),
         "seconds a seed": round((time.perf_counter() - started) / len(seeds), 1),
     }
@@ -116,12 +119,22 @@ def evaluate(
 
 
 def _one_seed(
-    chain: Chain, task: Any, x: Any, solutions: metrics.Solutions, width: int, depth: int, seed: int
+    chain: Chain,
+    task: Any,
+    x: Any,
+    solutions: metrics.Solutions,
+    width: int,
+    depth: int,
+    seed: int,
+    halt_probability: float | None,
 ) -> dict[str, float]:
     rows = max(1, BATCH // width)
+    halting: dict[str, Any] = (
+        {} if halt_probability is None else {"stop_halted": True, "halt_probability": halt_probability}
+    )
     parts, selected = [], []
     for row in range(0, len(x), rows):
-        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last")
+        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last", **halting)
         rules = {"vote": vote(run).answers, "first_verified": first_verified(run, task).answers}
         rules |= {f"best_by_{head}": best(run, head=head).answers for head in run.heads}
         selected.append({k: task.verify(run.x, v).float().cpu().numpy() for k, v in rules.items()})

@@ -345,3 +345,20 @@ def test_a_state_that_loses_its_particles_is_named():
         ValueError, match=r"^state must begin with the batch dimensions \[4, 2\], got shape \[2, 1\]$"
     ):
         sample(Mean(), [[1], [2]], width=4, depth=2)
+
+
+class Unsure(GRAM):
+    """Says with probability 0.8, whatever the state, that its answer is right."""
+
+    def heads(self, state):
+        return {"halt": torch.full(state.h.shape[:-2], 0.8).logit()}
+
+
+def test_a_trajectory_halts_only_where_the_head_is_as_sure_as_asked():
+    chain = Unsure(make_chain().config)
+    x = torch.zeros(2, 5, dtype=torch.long)
+    for probability, halts in ((0.5, True), (0.79, True), (0.81, False), (0.95, False)):
+        run = sample(chain, x, 3, 2, stop_halted=True, halt_probability=probability)
+        assert bool(run.halted.all()) is halts and bool(run.halted.any()) is halts
+    with pytest.raises(ValueError, match="halt_probability must be between 0 and 1, got 1.0"):
+        sample(chain, x, halt_probability=1.0)
