@@ -1,6 +1,6 @@
 """Train the shipped 8-queens weights from nothing, evaluate them, and write them with their card.
 
-    python examples/train_queens8.py                      the shipped recipe, about 55 minutes on one CPU core
+    python examples/train_queens8.py                      the shipped recipe, about an hour on one CPU core
     python examples/train_queens8.py --steps 200 --out runs/quick.safetensors
 
 A run that was stopped goes on from its folder when the same command is given again.
@@ -25,6 +25,7 @@ FIGURES = ("valid", "selected_first_verified", "pass_at_n", "coverage_macro_all"
 
 
 def main() -> None:
+    """Train, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps")
     parser.add_argument("--split", choices=("orbit", "input"), default="orbit", help="how problems are held out")

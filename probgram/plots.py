@@ -1,5 +1,6 @@
 """Pictures: a training run's curves, and coverage against width beside its limits."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,9 +62,12 @@ def width_curve(widths: Sequence[int], found: Mapping[str, Sequence[float]], axi
 
     if axis is None:
         axis = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    dashes = itertools.cycle(("--", ":", "-."))
     for label, values in found.items():
-        dashed: dict[str, Any] = {"linestyle": "--", "color": "0.5"} if "limit" in label else {"marker": "o"}
-        axis.plot(widths, values, label=label, **dashed)
+        style: dict[str, Any] = {"marker": "o"}
+        if "limit" in label:
+            style = {"linestyle": next(dashes), "color": "0.5"}
+        axis.plot(widths, values, label=label, **style)
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.set_ylim(0, 1.02)
