@@ -58,6 +58,7 @@ class Batches:
         seed: of the order.
         staggered: start rows at different ages, so that every optimiser step sees all depths.
         shared: give all particles of a problem the same answer to start with.
+        by_pair: hand out a problem as often as it has known answers, else once an epoch.
         rank: this process among `world`; each takes its own share of every global batch.
         world: number of processes.
     """
@@ -71,10 +72,13 @@ class Batches:
         seed: int,
         staggered: bool,
         shared: bool = False,
+        by_pair: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.known, self.batch, self.particles, self.depth, self.seed = known, batch, particles, depth, seed
+        rows = np.arange(len(known.x))
+        self.rows = np.repeat(rows, known.counts) if by_pair else rows  # what an epoch is made of
         self.shared, self.rank, self.world = shared, rank, world
         self.drawn = 0  # problems drawn so far by all ranks: the whole state of the order
         self.life = torch.arange(batch) % depth + 1 if staggered else torch.full((batch,), depth)
@@ -118,7 +122,7 @@ class Batches:
 
     def _order(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Problem at each position of the endless sequence of seeded permutations."""
-        size = len(self.known.x)
+        size = len(self.rows)
         index = np.empty(len(positions), dtype=np.int64)
         epochs = positions // size
         for epoch in np.unique(epochs):  # two at most, unless the data set is smaller than a batch
@@ -128,6 +132,5 @@ class Batches:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if getattr(self, "_cached", (-1, None))[0] != epoch:
-            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.known.x))
-            self._cached = (epoch, order)
+            self._cached = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.rows))
         return self._cached[1]

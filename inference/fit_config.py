@@ -10,10 +10,12 @@ class FitConfig:
     """Settings of the optimiser and of the loop; the objective has its own (`ObjectiveConfig`)."""
 
     batch: int = 128  # B, problems in a global batch
+    draw: Literal["pair", "problem"] = "pair"  # what is drawn evenly: a problem as often as it has answers, or once
     lr: float = 1e-3  # AdamW's peak learning rate
     warm_up: int = 100  # optimiser steps to reach it
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    lr_final: float = 0.05  # share of lr at the end of the cosine
+    schedule: Literal["trapezoid", "cosine", "constant"] = "trapezoid"  # after the warm-up
+    cool_down: float = 0.25  # share of the run, at its end, over which a trapezoid falls
+    lr_final: float = 0.05  # share of lr at the end
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW
     weight_decay: float = 0.1  # AdamW
     clip: float = 1.0  # largest gradient norm
@@ -44,19 +46,31 @@ class FitConfig:
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f'schedule must be "cosine" or "constant", got {self.schedule!r}')
-        if self.precision not in ("32", "bf16"):
-            raise ValueError(f'precision must be "32" or "bf16", got {self.precision!r}')
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, got {getattr(self, name)!r}")
+        if not 0 < self.cool_down <= 1:
+            raise ValueError(f"cool_down must be above 0 and at most 1, got {self.cool_down}")
         if self.batch % self.devices:
             raise ValueError(f"batch must be a multiple of devices, got {self.batch} and {self.devices}")
 
 
+_WORDS = {
+    "draw": ("pair", "problem"),
+    "schedule": ("trapezoid", "cosine", "constant"),
+    "precision": ("32", "bf16"),
+}
+
+
 def learning_rate(config: FitConfig, step: int, steps: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then constant or cosine to `lr_final · lr`."""
+    """Rate of optimiser step `step` (from 0): linear warm-up, then the schedule, to `lr_final · lr` at its end.
+
+    A trapezoid stays at `lr` and falls along a cosine in the last `cool_down` of the run.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warm_up))
     if config.schedule == "constant":
         return config.lr * warm
-    fraction = min(1.0, step / max(1, steps))
+    fall = 1.0 if config.schedule == "cosine" else config.cool_down
+    fraction = min(1.0, max(0.0, 1 - (1 - step / max(1, steps)) / fall))
     cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * fraction))
     return config.lr * warm * cosine

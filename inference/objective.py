@@ -25,7 +25,7 @@ from torch.distributions import kl_divergence
 from probgram import state as trees
 from probgram.chain import Chain, Guide
 from probgram.inference.handlers import GuidedSite, guided, start, weighted
-from probgram.inference.targets import Target, TargetView, attributed, fixed
+from probgram.inference.targets import Target, TargetView, attributed, fixed, responsibilities
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ObjectiveConfig:
 
     depth: int = 8  # S, depth steps of a training trajectory
     target: Target = attributed  # which known answer a step is trained towards: inference/targets.py
+    settle: float = 0.25  # share of the run, at its end, in which `attributed` gives way to `responsibilities`
     carry: float = 0.7  # probability that the next depth step starts from a prior draw
     kl: Literal["every", "last"] = "every"  # which guided transitions of a step are charged
     gradient: Literal["transition", "step", "full"] = "step"  # how far back it flows
@@ -48,8 +49,9 @@ class ObjectiveConfig:
         for name, lowest in (("depth", 1), ("particles", 1), ("warm_up", 0), ("beta", 0), ("heads", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if not 0 <= self.carry <= 1:
-            raise ValueError(f"carry must be between 0 and 1, got {self.carry}")
+        for name in ("carry", "settle"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.balance is not None and not 0 <= self.balance <= 1:
             raise ValueError(f"balance must be None or between 0 and 1, got {self.balance}")
         for name, allowed in _WORDS.items():
@@ -142,12 +144,19 @@ class Objective(nn.Module):
         self.chain, self.guide, self.task = chain, guide, task
         self.autocast: torch.dtype | None = None  # type the network computes in; None: its parameters' own
         self.optimiser_step = 0  # for the warm-up of beta
+        self.progress = 0.0  # share of the run that is done
 
     @property
     def beta(self) -> float:
         """Weight of the KL at this optimiser step."""
         warm_up = self.config.warm_up
         return self.config.beta * (min(1.0, (self.optimiser_step + 1) / warm_up) if warm_up else 1.0)
+
+    @property
+    def target(self) -> Target:
+        """The rule at this point of the run."""
+        settling = self.config.target is attributed and self.progress >= 1 - self.config.settle
+        return responsibilities if settling and self.config.settle else self.config.target
 
     def forward(self, rollout: Rollout) -> StepResult:
         """Take the next depth step of every row, or with gradient="full" all S of them from the start."""
@@ -177,9 +186,9 @@ class Objective(nn.Module):
             prior_state, noise = self._prior_draw(sites[-1])
         with torch.no_grad():
             sites[-1] = sites[-1]._replace(value=_rows(from_prior, noise, sites[-1].value))  # what carries on
-            belief = self._belief(rollout, sites) if config.target is attributed else None
+            belief = self._belief(rollout, sites) if self.target is attributed else None
             view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
-            target = torch.where(from_prior, config.target(view), rollout.target)
+            target = torch.where(from_prior, self.target(view), rollout.target)
         terms = terms._replace(log_p=self._readout(state).log_prob(y))
         carried = trees.where(from_prior, prior_state, state)
         return terms, rollout._replace(

@@ -216,6 +216,7 @@ class _Run:
             self.config.seed,
             staggered=self.chain.homogeneous and objective.gradient != "full",
             shared=objective.bound == "iwae",
+            by_pair=self.config.draw == "pair",
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
@@ -262,7 +263,7 @@ class _Run:
         """One optimiser step; its metrics stay on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.steps)
-        self.raw.optimiser_step = self.step
+        self.raw.optimiser_step, self.raw.progress = self.step, self.step / self.steps
         rollout = self.rollout
         for _ in range(self.config.accumulate):
             with validation(not self.validated):

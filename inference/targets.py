@@ -20,6 +20,11 @@ and draws from softmax(s). The first term alone is Bayes' rule; where prior and 
 towards the answer the network already likes, by KL(p || q_other) a transition, and feeds on itself as
 `nearest` does until one answer is left. With the second the scores are martingales: whatever the network
 likes, the noise decides, and no answer starts ahead.
+
+But a martingale never ends: `attributed` goes on asking trajectories that have settled to change their answer,
+and a twentieth of them are caught between two. So in the last part of a run (`ObjectiveConfig.settle`)
+`responsibilities` takes over: it keeps what a trajectory has settled on, and once the network can reach every
+answer it hardly moves their shares.
 """
 
 from collections.abc import Callable

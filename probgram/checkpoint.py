@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -156,6 +157,36 @@ def load_guide(name: str | Path, guide: Any) -> Any:
     except RuntimeError as error:
         raise CheckpointError(f"{path} has no guide of this kind: {one_line(error)}") from error
     return guide
+
+
+def describe(name: str | Path) -> dict[str, Any]:
+    """What a weight file says of itself, without loading the network.
+
+    Returns:
+        `path`, `bytes`, `model`, `parameters` (of the chain, buffers included), `configuration`, `about`.
+
+    Raises:
+        CheckpointError: no such weights, damaged, or no weights of ours.
+    """
+    from safetensors import safe_open
+
+    path = find_weights(name)
+    metadata = read_metadata(path)
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise CheckpointError(f"{path} holds no probgram weights (its metadata say {metadata.get('format')!r})")
+    with safe_open(path, framework="np") as file:
+        shapes = [file.get_slice(k).get_shape() for k in file.keys() if k.startswith("chain.")]  # noqa: SIM118
+    try:
+        return {
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "model": metadata["model"],
+            "parameters": sum(math.prod(shape) for shape in shapes),
+            "configuration": json.loads(metadata["configuration"]),
+            "about": json.loads(metadata.get("about", "{}")),
+        }
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say what its weights are: {one_line(error)}") from error
 
 
 def find_weights(name: str | Path) -> Path:

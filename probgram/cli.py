@@ -1,32 +1,381 @@
-"""The command line. It alone maps words to functions."""
+"""The command line. It alone maps words to functions; what a command prints as JSON names its schema.
 
+Exit codes: 0 done; 1 ran, but no answer to a problem is right, or training was interrupted; 2 bad input.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-app = typer.Typer(
-    name="probgram", help="Wide latent recursive reasoning.", no_args_is_help=True, add_completion=True
-)
+if TYPE_CHECKING:
+    from probgram.solve import Solution
+    from probgram.tasks import Task
+
+
+class _Group(TyperGroup):
+    """Turns the library's errors into one sentence: never a traceback for bad input."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own base has moved
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `| head`: typer ends quietly
+            raise
+        except (ValueError, ArithmeticError, OSError) as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+Weights = Annotated[
+    str, typer.Argument(help="A shipped name (queens8), a weight file or its folder.", metavar="WEIGHTS")
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="queens8, module:Task, or data.npz. Default: what the weights were trained on."),
+]
+Width = Annotated[int, typer.Option(min=1, help="Trajectories a problem.")]
+Depth = Annotated[int, typer.Option(min=1, help="Depth steps.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same device, same numbers.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no pictures, tables or progress.")]
 
 
 @app.callback()
-def root() -> None:
-    """Wide latent recursive reasoning as probabilistic programs."""
+def root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, to standard error.")] = False,
+) -> None:
+    """Wide latent recursive reasoning: solve a puzzle with many latent trajectories, train, evaluate.
+
+    Start with `probgram demo`, then `probgram solve queens8 --board "0 . . . . . . ."`
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler]
+    )
+
+
+@app.command()
+def solve(
+    weights: Weights,
+    board: Annotated[str | None, typer.Option(help="The problem, as the task reads it.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Problems, a blank line between two; - is standard input.")
+    ] = None,
+    task: TaskName = None,
+    width: Width = 20,
+    depth: Depth = 16,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer problems: the different answers found, drawn, with the share of trajectories that ended there.
+
+    **Examples**
+
+    `probgram solve queens8 --board "0 . . . . . . ."`  columns, a dot for a blank row
+
+    `probgram solve queens8 --file boards.txt --width 64`  Q and . drawn, a blank line between boards
+
+    `cat board.txt | probgram solve queens8 --json`
+
+    Exits with 1 when every answer to a problem fails verification.
+    """
+    if board is not None and file is not None:
+        raise ValueError("a problem is needed once: --board TEXT or --file PATH, not both")
+    texts = [board] if board is not None else list(_problems(file))
+    chain = _chain(weights, device)
+    family = _trained_on(chain) if task is None else _task(task)
+    from probgram.solve import solve as answer
+
+    solutions = [answer(chain, text, width, depth, seed, family) for text in texts]
+    if as_json:
+        _print_json(
+            "solve", weights=weights, width=width, depth=depth, seed=seed, problems=[_plain(s) for s in solutions]
+        )
+    elif not quiet:
+        for solution in solutions:
+            _show(solution)
+    if not all(solution.right() for solution in solutions):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str, typer.Argument(help="queens8, module:Task, or an .npz file with x and y.", metavar="DATA")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("weights.safetensors"),
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2_000,
+    head_steps: Annotated[int, typer.Option(min=0, help="Then so many for the heads alone.")] = 200,
+    depth: Annotated[int, typer.Option(min=1, help="Depth steps of a training trajectory.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Problems in a batch.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    dim: Annotated[int, typer.Option(min=1, help="Latent size of a token.")] = 128,
+    body: Annotated[str, typer.Option(help="attention, or mixer.")] = "attention",
+    precision: Annotated[str, typer.Option(help="32 or bf16.")] = "32",
+    folder: Annotated[
+        Path | None, typer.Option(help="Checkpoints and metrics. Default: runs/ and the name of OUT.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a GRAM chain and write its weights. The same command goes on where a stopped run ended.
+
+    **Examples**
+
+    `probgram train queens8 --steps 3000 --out queens.safetensors`
+
+    `probgram train my_data.npz --dim 64`  integer arrays x and y, a row a pair
+
+    `probgram train my_package.puzzles:Kakuro --precision bf16`
+
+    Then `probgram evaluate OUT` and `probgram solve OUT`. Exits with 1 when interrupted.
+    """
+    import torch
+
+    from probgram import checkpoint
+    from probgram.inference.objective import ObjectiveConfig
+    from probgram.inference.svi import fit, fit_heads
+    from probgram.models import GRAM, GRAMGuide
+
+    task = _task(data)
+    if device is not None:
+        _device(device)  # Fabric's error for one that is not there is a traceback
+    folder = folder or Path("runs") / out.stem
+    torch.manual_seed(seed)
+    chain = GRAM.for_task(task, dim=dim, body=body)
+    guide = GRAMGuide(chain)
+    shared: dict[str, Any] = {"batch": batch, "seed": seed, "precision": precision, "accelerator": device or "auto"}
+    shared |= {"progress": not (quiet or as_json)}
+    result = fit(chain, guide, task, steps, objective=ObjectiveConfig(depth=depth), folder=folder, lr=lr, **shared)
+    done = result.finished
+    if done and head_steps:
+        done = fit_heads(chain, ("judge",), task, head_steps, depth, folder=folder / "heads", **shared).finished
+    if not done:
+        raise typer.Exit(1)
+    about = {"task": task.name, "split": getattr(task, "split", "input"), "seed": seed, "steps": result.steps}
+    path = checkpoint.save_chain(out, chain.cpu(), guide.cpu(), about)
+    if as_json:
+        last = result.history[-1] if result.history else {}
+        _print_json("train", weights=str(path), folder=str(folder), **about, metrics=last)
+    elif not quiet:
+        print(
+            f"{path} written; metrics and checkpoint in {folder}\nnext: probgram evaluate {path}{_task_flag(data)}"
+        )
+
+
+@app.command()
+def evaluate(
+    weights: Weights,
+    task: TaskName = None,
+    split: Annotated[str, typer.Option(help="test (held out) or train.")] = "test",
+    width: Width = 20,
+    depth: Depth = 16,
+    seeds: Annotated[
+        str, typer.Option(help="Of the trajectories, with commas; at least three to publish.")
+    ] = "0,1,2",
+    problems: Annotated[int | None, typer.Option(min=1, help="A seeded subset of so many. Default: all.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure prior samples on held-out problems: validity, selection, coverage, with spread and limits.
+
+    **Examples**
+
+    `probgram evaluate queens8 --problems 100`
+
+    `probgram evaluate weights.safetensors --task my_data.npz --json`
+    """
+    from probgram.inference.evaluation import evaluate as measure
+
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"seeds must be integers with commas between them, got {seeds!r}") from None
+    chain = _chain(weights, device)
+    family = _trained_on(chain) if task is None else _task(task)
+    report = measure(chain, family, split, width, depth, chosen, problems)
+    if as_json:
+        _print_json("evaluate", weights=weights, figures=report.figures, limits=report.limits, about=report.about)
+    elif not quiet:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(report.table()))
+
+
+@app.command()
+def info(weights: Weights, as_json: Json = False) -> None:
+    """Say what a weight file holds: model, sizes, task, split, seed, figures. Loads no network.
+
+    **Example**: `probgram info queens8`
+    """
+    from probgram.checkpoint import describe
+
+    content = describe(weights)
+    if as_json:
+        _print_json("info", **content)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in content.items():
+        rows = value.items() if isinstance(value, dict) else [("", value)]
+        for i, (key, entry) in enumerate(rows):
+            table.add_row(name if i == 0 else "", key, json.dumps(entry) if not isinstance(entry, str) else entry)
+    Console(markup=False, emoji=False).print(table)
 
 
 @app.command()
 def demo(
     picture: Annotated[Path, typer.Option(help="PNG of coverage against width.")] = Path("width.png"),
-    width: Annotated[int, typer.Option(min=1, help="Trajectories a board.")] = 20,
-    depth: Annotated[int, typer.Option(min=1, help="Depth steps.")] = 16,
-    seed: Annotated[int, typer.Option(help="Same seed, same boards.")] = 0,
+    width: Width = 20,
+    depth: Depth = 16,
+    seed: Seed = 0,
 ) -> None:
-    """Complete three 8-queens boards with the shipped weights, and draw coverage against width."""
+    """Complete three 8-queens boards with the shipped weights, and draw coverage against width.
+
+    **Example**: `probgram demo --width 64 --picture coverage.png`
+    """
+    from rich.console import Console
+
     from probgram import demo as shown
 
     shown.run(Console(), picture, width, depth, seed)
+
+
+# -- words to things ------------------------------------------------------------------------------------------
+
+
+def _problems(file: Path | None) -> Iterator[str]:
+    """The blocks of a file, or of standard input, apart by blank lines."""
+    if file is None and sys.stdin.isatty():
+        raise ValueError("a problem is needed: --board TEXT, --file PATH, or text on standard input")
+    try:
+        text = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file or 'standard input'} cannot be read: {error}") from error
+    block: list[str] = []
+    empty = True
+    for line in [*text.splitlines(), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block, empty = [], False
+    if empty:
+        raise ValueError(f"{file or 'standard input'} holds no problem")
+
+
+def _chain(weights: str, device: str | None) -> Any:
+    from probgram.checkpoint import load_chain
+
+    return load_chain(weights).to(_device(device))
+
+
+def _device(name: str | None) -> str:
+    """A device that works; None: the fastest there is."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _trained_on(chain: Any) -> "Task":
+    from probgram import tasks
+
+    name = chain.about.get("task")
+    if name is None:
+        raise ValueError("--task is needed: the weights do not say which task they were trained on")
+    try:
+        return tasks.from_name(name)
+    except ValueError:
+        raise ValueError(
+            f"--task is needed: the weights were trained on {name!r}; give its module:Task or data.npz"
+        ) from None
+
+
+def _task(text: str) -> "Task":
+    """A task by name, by module:Task, or from an .npz file of x and y."""
+    from importlib import import_module
+
+    from probgram import tasks
+
+    if text.endswith(".npz"):
+        return tasks.Pairs.from_npz(text)
+    if ":" not in text:
+        return tasks.from_name(text)
+    module, _, name = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a task in the folder at hand, as `python -m` would find it
+    try:
+        made = getattr(import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: ".module", no module
+        raise ValueError(f"the task {text!r} cannot be imported: {error}") from error
+    try:
+        task = made() if callable(made) else made
+    except TypeError as error:
+        raise ValueError(f"the task {text!r} cannot be made without arguments: {error}") from error
+    if not isinstance(task, tasks.Task):
+        raise ValueError(f"{text} is no task: expected the attributes and methods of probgram.tasks.Task")
+    return task
+
+
+def _task_flag(data: str) -> str:
+    return f" --task {data}" if ":" in data or data.endswith(".npz") else ""
+
+
+# -- showing --------------------------------------------------------------------------------------------------
+
+
+def _print_json(command: str, **content: Any) -> None:
+    print(json.dumps({"schema": f"probgram.{command}/1"} | content))
+
+
+def _plain(solution: "Solution") -> dict[str, Any]:
+    verified = [None] * len(solution.answers) if solution.verified is None else solution.verified.tolist()
+    rows = zip(solution.answers.tolist(), solution.shares.tolist(), verified, strict=True)
+    answers = [{"y": y, "share": share, "verified": right} for y, share, right in rows]
+    return {"x": solution.run.x[0].tolist(), "task": solution.task.name, "answers": answers}
+
+
+def _show(solution: "Solution") -> None:
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+
+    console, right = Console(markup=False, emoji=False), solution.right()  # a task may draw with [ and :
+    style = "yellow" if solution.verified is None else "green"
+    panels = [
+        Panel(solution.task.decode(answer), title=f"share {share:.2f}", expand=False, border_style=style)
+        for answer, share in right
+    ]
+    console.print(Columns(panels))
+    kind = "different (the task cannot verify them)" if solution.verified is None else "different verified"
+    wrong = 1 - sum(share for _, share in right)
+    rest = f"; {wrong:.0%} of them ended elsewhere" if solution.verified is not None and wrong > 1e-9 else ""
+    console.print(f"{len(right)} {kind} answers from {solution.run.width} trajectories{rest}")
 
 
 def main() -> None:

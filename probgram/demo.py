@@ -40,13 +40,12 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
 
 def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:
     task, run = solution.task, solution.run
-    found = int(solution.verified.sum())
-    console.rule(f"{title}: {found} of {there_are} solutions found by {run.width} trajectories")
+    right = solution.right()
+    console.rule(f"{title}: {len(right)} of {there_are} solutions found by {run.width} trajectories")
     boards = [Panel(task.decode(run.x[0]), title="given", expand=False)]
     boards += [
-        Panel(task.decode(answer), title=f"share {float(share):.2f}", expand=False, border_style="green")
-        for answer, share, good in zip(solution.answers, solution.shares, solution.verified, strict=True)
-        if good
+        Panel(task.decode(answer), title=f"share {share:.2f}", expand=False, border_style="green")
+        for answer, share in right
     ]
     console.print(Columns(boards))
     valid = task.verify(run.x, run.answers).float().mean((1, 2))  # [S]

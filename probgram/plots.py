@@ -1,4 +1,4 @@
-"""Pictures: a training run's curves, and coverage against width beside its limits."""
+"""Pictures: a training run's curves, coverage against width beside its limits, answers over depth."""
 
 import itertools
 import json
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from probgram.tasks import Task
+    from probgram.trajectories import Trajectories
 
 _PANELS = (
     ("nats a problem", ("reconstruction", "kl")),
@@ -74,4 +77,36 @@ def width_curve(widths: Sequence[int], found: Mapping[str, Sequence[float]], axi
     axis.set_xlabel("width (trajectories)")
     axis.set_ylabel("share of all solutions found")
     axis.legend(frameon=False, loc="lower right")
+    return axis
+
+
+def answers_over_depth(run: "Trajectories", task: "Task", problem: int = 0, axis: "Axes | None" = None) -> "Axes":
+    """Draw what each trajectory answers after each depth step: a row a trajectory, a colour a valid answer.
+
+    Rows are lines of descent, ordered by their last answer; invalid answers are grey.
+
+    Args:
+        run: made with `keep="paths"`.
+        task: verifies the answers.
+        problem: index among the B problems.
+        axis: drawn on, or a new one.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    one = run[problem]
+    answers = one.answers_along_lines()[:, :, 0].cpu().numpy()  # [S, N, L]
+    valid = np.asarray(task.verify(one.x[0].cpu().numpy(), answers))
+    kinds, index = np.unique(answers[valid], axis=0, return_inverse=True)
+    number = np.full(valid.shape, -1)
+    number[valid] = index.reshape(-1)
+    number = number[:, np.argsort(number[-1], kind="stable")]
+    if axis is None:
+        axis = plt.subplots(figsize=(6, 0.6 + 0.12 * one.width), layout="constrained")[1]
+    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(1, len(kinds))))
+    picture = np.where((number >= 0)[..., None], colours[number.clip(min=0)], (0.85, 0.85, 0.85, 1.0))
+    axis.imshow(picture.swapaxes(0, 1), aspect="auto", interpolation="none")
+    axis.set_xticks(range(len(one.depths)), [str(depth) for depth in one.depths])
+    axis.set_xlabel("depth step")
+    axis.set_ylabel("trajectory")
     return axis

@@ -20,30 +20,30 @@ class Solution:
     Attributes:
         answers: the different answers, the most probable first, `[M, L]`.
         shares: posterior probability of each, float64 `[M]`.
-        verified: whether each passes the task's verification, bool `[M]`.
+        verified: whether each passes the task's verification, bool `[M]`; None where the task cannot tell.
         run: the trajectories they come from.
         task: draws and verifies them.
     """
 
     answers: "Tensor"
     shares: "Tensor"
-    verified: "Tensor"
+    verified: "Tensor | None"
     run: Trajectories
     task: "Task"
 
     def __repr__(self) -> str:
-        return (
-            f"Solution({int(self.verified.sum())} verified of {len(self.answers)} different answers, {self.run!r})"
-        )
+        right = "unverified" if self.verified is None else f"{int(self.verified.sum())} verified"
+        return f"Solution({right} of {len(self.answers)} different answers, {self.run!r})"
 
     def __str__(self) -> str:
-        """Every verified answer drawn, with its share."""
-        pictures = [
-            f"share {float(share):.2f}\n{self.task.decode(answer)}"
-            for answer, share, good in zip(self.answers, self.shares, self.verified, strict=True)
-            if good
-        ]
+        """Every verified answer drawn, with its share (every answer, where the task cannot verify)."""
+        pictures = [f"share {share:.2f}\n{self.task.decode(answer)}" for answer, share in self.right()]
         return "\n\n".join(pictures) or "no answer passed verification"
+
+    def right(self) -> "list[tuple[Tensor, float]]":
+        """The verified answers `[L]` with their shares; all of them, where the task cannot verify."""
+        good = [True] * len(self.answers) if self.verified is None else self.verified.tolist()
+        return [(a, float(s)) for a, s, g in zip(self.answers, self.shares, good, strict=True) if g]
 
 
 def solve(
@@ -84,4 +84,8 @@ def solve(
     x = task.encode(problem)
     run = sample(chain, x, width, depth, seed, task=task.name)
     answers, shares = run.distinct(0)
-    return Solution(answers, shares, task.verify(run.x[0], answers), run, task)
+    try:
+        verified = task.verify(run.x[0], answers)
+    except tasks.Unverifiable:
+        verified = None
+    return Solution(answers, shares, verified, run, task)

@@ -4,15 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probgram.tasks.pairs import Pairs as Pairs
     from probgram.tasks.queens import Queens as Queens
     from probgram.tasks.task import KnownAnswers as KnownAnswers
     from probgram.tasks.task import Task as Task
+    from probgram.tasks.task import Unverifiable as Unverifiable
     from probgram.tasks.task import from_name as from_name
     from probgram.tasks.task import group_answers as group_answers
 
 _HOMES = {
     "Queens": "probgram.tasks.queens",
+    "Pairs": "probgram.tasks.pairs",
     "Task": "probgram.tasks.task",
+    "Unverifiable": "probgram.tasks.task",
     "KnownAnswers": "probgram.tasks.task",
     "group_answers": "probgram.tasks.task",
     "from_name": "probgram.tasks.task",

@@ -13,6 +13,10 @@ Array = Any  # a NumPy array, a torch tensor or a jax array
 Split = Literal["train", "test"]
 
 
+class Unverifiable(ValueError):  # noqa: N818
+    """A task knows no rule by which the answers of a problem could be verified."""
+
+
 @runtime_checkable
 class Task(Protocol):
     """A family of problems x with answers y, both sequences of small integers.
@@ -38,7 +42,7 @@ class Task(Protocol):
         ...
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y answers x; broadcasts over leading dimensions, bool `[...]`."""
+        """Whether y answers x; broadcasts over leading dimensions, bool `[...]`. May raise `Unverifiable`."""
         ...
 
     def violations(self, x: Array, y: Array) -> Array:
