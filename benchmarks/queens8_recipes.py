@@ -35,6 +35,8 @@ class Arm:
     kl: str = "every"
     sigma_max: float = 0.5
     particles: int = 1
+    draw: str = "problem"
+    settle: float = 0.0
 
 
 BASE = Arm()
@@ -52,6 +54,13 @@ GROUPS = {
         replace(BASE, gradient="transition"),
         replace(BASE, kl="last"),
     ],
+    "draw": [
+        *(
+            replace(BASE, target=target, draw="pair")
+            for target in ("attributed", "responsibilities", "nearest", "fixed")
+        ),
+        replace(BASE, draw="pair", settle=0.25),  # the defaults of the library
+    ],
 }
 
 
@@ -64,6 +73,7 @@ def train(arm: Arm, steps: int, seed: int, problems: int) -> dict[str, object]:
     objective = ObjectiveConfig(
         target=getattr(targets, arm.target),
         carry=arm.carry,
+        settle=arm.settle,
         beta=arm.beta,
         gradient=arm.gradient,
         kl=arm.kl,
@@ -74,7 +84,7 @@ def train(arm: Arm, steps: int, seed: int, problems: int) -> dict[str, object]:
     batch = 128 // arm.particles  # equal numbers of trajectories, so equal cost
     result = fit(
         chain, guide, task, steps, objective=objective, batch=batch, seed=seed, precision="bf16",
-        schedule="constant", validate_every=0, progress=False, accelerator="cpu",
+        draw=arm.draw, schedule="constant", validate_every=0, progress=False, accelerator="cpu",
     )  # fmt: skip
     minutes = (time.perf_counter() - started) / 60
     report = evaluate(chain, task, width=20, depth=8, seeds=(0,), problems=problems)

@@ -64,6 +64,15 @@ def test_every_epoch_holds_every_problem_once_in_another_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_by_pair_an_epoch_holds_every_problem_as_often_as_it_has_answers():
+    known = as_known_answers(
+        (np.array([[0, 1], [0, 1], [0, 1], [2, 2]]), np.array([[1, 1], [2, 2], [3, 3], [1, 1]]))
+    )
+    batches = Batches(known, batch=4, particles=1, depth=2, seed=0, staggered=False, by_pair=True)
+    for _ in range(3):
+        assert sorted(order(batches, 4)) == [(0, 1)] * 3 + [(2, 2)]
+
+
 def test_the_size_of_a_draw_does_not_change_the_order():
     assert order(make(batch=1), 2 * SIZE)[: 7 * (2 * SIZE // 7)] == order(make(batch=7), 2 * SIZE)
 

@@ -483,6 +483,24 @@ def test_no_answer_starts_ahead() -> None:
     assert bool((ahead.std(1) > 0.5).all())
 
 
+def test_attributed_settles_in_the_last_part_of_a_run_and_other_rules_stay() -> None:
+    def rule(target: Any, progress: float, settle: float = 0.25) -> Any:
+        objective = Objective(Dice(), DiceGuide(), ObjectiveConfig(target=target, settle=settle))
+        objective.progress = progress
+        return objective.target
+
+    assert rule(attributed, 0.74) is attributed
+    assert rule(attributed, 0.75) is responsibilities
+    assert rule(attributed, 1.0, settle=0.0) is attributed
+    assert rule(nearest, 1.0) is nearest
+
+
+def test_a_settling_run_follows_the_state_and_drops_the_belief() -> None:
+    objective = Objective(Dice(), DiceGuide(), ObjectiveConfig(depth=2))
+    objective.progress = 1.0
+    assert objective(two_answers(particles=4)).rollout.belief is None
+
+
 def test_an_only_answer_is_the_target_whatever_the_noise() -> None:
     _, _, targets = paths_and_beliefs(particles=50)
     assert not bool(targets[..., 1].any())

@@ -217,7 +217,7 @@ def test_the_network_may_compute_in_bfloat16(whole):
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    config = FitConfig(lr=2.0, warm_up=10, lr_final=0.1)
+    config = FitConfig(lr=2.0, schedule="cosine", warm_up=10, lr_final=0.1)
     assert [learning_rate(config, step, 1000) for step in (0, 4)] == pytest.approx([0.2, 1.0], rel=1e-3)
     assert learning_rate(config, 500, 1000) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
     assert learning_rate(config, 1000, 1000) == pytest.approx(0.2)
@@ -230,6 +230,13 @@ def test_a_constant_rate_stays_after_the_warm_up():
     config = FitConfig(lr=2.0, warm_up=10, schedule="constant")
     assert [learning_rate(config, step, 1000) for step in (0, 4, 9, 10, 999)] == [0.2, 1.0, 2.0, 2.0, 2.0]
     assert learning_rate(FitConfig(lr=2.0, warm_up=0, schedule="constant"), 0, 10) == 2.0
+
+
+def test_a_trapezoid_stays_and_falls_at_the_end():
+    config = FitConfig(lr=2.0, warm_up=10, cool_down=0.2, lr_final=0.1)
+    assert config.schedule == "trapezoid"
+    rates = [learning_rate(config, step, 1000) for step in (4, 9, 500, 800, 900, 1000)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0 * (0.1 + 0.9 / 2), 0.2])
 
 
 # -- going on -------------------------------------------------------------------------------------------------
@@ -428,8 +435,10 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, mon
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1, got 1.0"),
-        ({"schedule": "step"}, 'schedule must be "cosine" or "constant", got \'step\''),
-        ({"precision": "16"}, 'precision must be "32" or "bf16", got \'16\''),
+        ({"schedule": "step"}, "schedule must be one of trapezoid, cosine, constant, got 'step'"),
+        ({"precision": "16"}, "precision must be one of 32, bf16, got '16'"),
+        ({"draw": "answer"}, "draw must be one of pair, problem, got 'answer'"),
+        ({"cool_down": 0.0}, "cool_down must be above 0 and at most 1, got 0.0"),
         ({"batch": 9, "devices": 2}, "batch must be a multiple of devices, got 9 and 2"),
         ({"steps": 0}, "steps must be at least 1 and whole, got 0"),
         ({"data": None}, None),

@@ -376,7 +376,7 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(tmp_path):
         (["few.npz"], "the data have 2 groups of problems, too few to hold any out"),
         (["queens5", "--dim", 12], "dim must be a multiple of twice the heads, got dim 12 and 4 heads"),
         (["queens5", "--body", "soul"], 'body must be "attention" or "mixer", got \'soul\''),
-        (["queens5", "--precision", 16], 'precision must be "32" or "bf16", got \'16\''),
+        (["queens5", "--precision", 16], "precision must be one of 32, bf16, got '16'"),
         (["queens5", "--lr", -1], "lr must be at least 0, got -1"),
         (["queens5", "--device", "toaster"], "device 'toaster' cannot be used"),
         (["queens5", "--folder", "few.npz/run"], "few.npz/run"),
