@@ -18,7 +18,7 @@ from probgram.inference import evaluate, fit_heads
 from probgram.inference.objective import ObjectiveConfig
 from probgram.models import GRAM, GRAMGuide
 
-STEPS = 16_000
+STEPS = 15_000
 HEAD_STEPS = 1_500
 FIGURES = ("valid", "selected_first_verified", "pass_at_n", "coverage_macro_all", "coverage_macro_several",
            "total_variation_several")  # fmt: skip

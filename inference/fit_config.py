@@ -14,7 +14,7 @@ class FitConfig:
     lr: float = 1e-3  # AdamW's peak learning rate
     warm_up: int = 100  # optimiser steps to reach it
     schedule: Literal["trapezoid", "cosine", "constant"] = "trapezoid"  # after the warm-up
-    cool_down: float = 0.25  # share of the run, at its end, over which a trapezoid falls
+    cool_down: float = 0.3  # share of the run, at its end, over which a trapezoid falls
     lr_final: float = 0.05  # share of lr at the end
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW
     weight_decay: float = 0.1  # AdamW

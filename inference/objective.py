@@ -34,7 +34,7 @@ class ObjectiveConfig:
 
     depth: int = 8  # S, depth steps of a training trajectory
     target: Target = attributed  # which known answer a step is trained towards: inference/targets.py
-    settle: float = 0.25  # share of the run, at its end, in which `attributed` gives way to `responsibilities`
+    settle: float = 0.3  # share of the run, at its end, in which `attributed` gives way to `responsibilities`
     carry: float = 0.7  # probability that the next depth step starts from a prior draw
     kl: Literal["every", "last"] = "every"  # which guided transitions of a step are charged
     gradient: Literal["transition", "step", "full"] = "step"  # how far back it flows

@@ -484,13 +484,13 @@ def test_no_answer_starts_ahead() -> None:
 
 
 def test_attributed_settles_in_the_last_part_of_a_run_and_other_rules_stay() -> None:
-    def rule(target: Any, progress: float, settle: float = 0.25) -> Any:
+    def rule(target: Any, progress: float, settle: float = 0.3) -> Any:
         objective = Objective(Dice(), DiceGuide(), ObjectiveConfig(target=target, settle=settle))
         objective.progress = progress
         return objective.target
 
-    assert rule(attributed, 0.74) is attributed
-    assert rule(attributed, 0.75) is responsibilities
+    assert rule(attributed, 0.74, settle=0.25) is attributed
+    assert rule(attributed, 0.75, settle=0.25) is responsibilities
     assert rule(attributed, 1.0, settle=0.0) is attributed
     assert rule(nearest, 1.0) is nearest
 
