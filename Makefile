@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench train-queens8 clean
+.PHONY: help demo test test-slow notebooks lint bench train-queens8 clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(INSTALLED) ## the fast tests; PYTEST_ARGS="-k name" chooses
 
 test-slow: $(INSTALLED) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+notebooks: $(INSTALLED) ## execute the notebooks, without changing them
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --nbmake-kernel=python3 notebooks
 
 lint: $(INSTALLED) ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ class ProgressBar:
     def __init__(self, steps: int, done: int, shown: bool) -> None:
         self.progress: Any = None
         if shown:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
@@ -17,7 +18,7 @@ class ProgressBar:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
             )
-            self.progress = Progress(*columns)
+            self.progress = Progress(*columns, console=Console(stderr=True))  # standard output is for results
             self.bar = self.progress.add_task("", total=steps, completed=done)
 
     def __enter__(self) -> "ProgressBar":

@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from probgram.chain import Chain, Guide
+from probgram.checkpoint import CheckpointError, write_bytes
 from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
 from probgram.inference.fit_config import FitConfig, learning_rate
 from probgram.inference.handlers import validation
@@ -271,7 +272,9 @@ class _Run:
             self.validated = True
             self.fabric.backward(result.loss / self.config.accumulate)
             rollout = self.batches.refill(result.rollout, self._swapped(result.halted))
-        norm = self.fabric.clip_gradients(self.objective, self.optimiser, max_norm=self.config.clip)
+        norm = self.fabric.clip_gradients(
+            self.objective, self.optimiser, max_norm=self.config.clip, error_if_nonfinite=False
+        )  # asking whether it is finite would wait for the device at every step: `_measure` asks
         self.optimiser.step()
         self.optimiser.zero_grad()
         self._average()
@@ -323,9 +326,13 @@ class _Run:
     def _write(self, line: dict[str, float]) -> None:
         if self.folder is None or not self.fabric.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.folder / "metrics.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -336,6 +343,9 @@ class _Run:
         return self.folder / f"training{rank}.safetensors"
 
     def _save(self) -> None:
+        finite = [value.isfinite().all() for value in self.raw.state_dict().values()]
+        if not bool(torch.stack(finite).all()):  # one look at the device
+            raise DivergedError(f"training diverged by step {self.step}: a weight is not finite; lower lr")
         plain = {
             "step": self.step,
             "seconds": self.seconds,
@@ -362,8 +372,6 @@ class _Run:
         path = self.folder / "metrics.jsonl" if self.folder else None
         if path is None or not path.exists():
             return
-        from probgram.checkpoint import write_bytes
-
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         write_bytes(path, "".join(line + "\n" for line in kept).encode())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from probgram.solve import Solution
     from probgram.tasks import Task
 
+log = logging.getLogger("probgram")
+
 
 class _Group(TyperGroup):
     """Turns the library's errors into one sentence: never a traceback for bad input."""
@@ -27,6 +29,7 @@ class _Group(TyperGroup):
         except BrokenPipeError:  # `| head`: typer ends quietly
             raise
         except (ValueError, ArithmeticError, OSError) as error:
+            log.info("traceback:", exc_info=error)  # with -v
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error
 
@@ -372,10 +375,11 @@ def _show(solution: "Solution") -> None:
         for answer, share in right
     ]
     console.print(Columns(panels))
-    kind = "different (the task cannot verify them)" if solution.verified is None else "different verified"
+    kind = "unverified (the task has no rule for it)" if solution.verified is None else "verified"
+    answers = "answer" if len(right) == 1 else "answers"
     wrong = 1 - sum(share for _, share in right)
     rest = f"; {wrong:.0%} of them ended elsewhere" if solution.verified is not None and wrong > 1e-9 else ""
-    console.print(f"{len(right)} {kind} answers from {solution.run.width} trajectories{rest}")
+    console.print(f"{len(right)} {kind} {answers} from {solution.run.width} trajectories{rest}")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from probgram import fit, tasks
 from probgram.checkpoint import CheckpointError, read_tensors
 from probgram.inference import svi
 from probgram.inference.objective import Objective, ObjectiveConfig
-from probgram.inference.svi import FitConfig, FitResult, learning_rate
+from probgram.inference.svi import DivergedError, FitConfig, FitResult, learning_rate
 from probgram.models import GRAM, GRAMGuide
 
 TASK = tasks.Queens(5)
@@ -335,9 +335,9 @@ from probgram.inference.objective import ObjectiveConfig
 from probgram.models import GRAM, GRAMGuide
 torch.manual_seed(0)
 chain = GRAM.for_task(tasks.Queens(5), dim=16, heads=2, blocks=1, hidden=24)
-fit(chain, GRAMGuide(chain), tasks.Queens(5), 1_000_000, objective=ObjectiveConfig(depth=4), folder=sys.argv[1],
-    batch=16, log_every=5, validate_every=0, progress=False, accelerator="cpu", schedule="constant",
-    checkpoint_every=0.0)
+objective = ObjectiveConfig(depth=4, settle=0.0)
+fit(chain, GRAMGuide(chain), tasks.Queens(5), 1_000_000, objective=objective, folder=sys.argv[1], batch=16,
+    log_every=5, validate_every=0, progress=False, accelerator="cpu", schedule="constant", checkpoint_every=0.0)
 """
 
 
@@ -355,7 +355,8 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(tmp_path):
     tensors, metadata = read_tensors(tmp_path / "training.safetensors")
     reached = json.loads(metadata["plain"])["step"]
     assert reached >= 9 and "objective.chain.decode.weight" in tensors
-    changes = {"schedule": "constant", "validate_every": 0}
+    # No phases: how far along a step is depends on how many there will be.
+    changes = {"schedule": "constant", "validate_every": 0, "objective": ObjectiveConfig(depth=4, settle=0.0)}
     resumed = run(reached + 7, folder=tmp_path, **changes)
     whole = run(reached + 7, **changes)
     assert resumed.finished and same(resumed, whole)
@@ -377,6 +378,24 @@ def test_lines_of_a_run_that_was_killed_before_its_first_checkpoint_are_dropped(
 
 
 # -- what can be wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path):
+    run(5, folder=tmp_path, lr=1e-3)
+    before = (tmp_path / "training.safetensors").read_bytes()
+
+    def break_a_weight(view):
+        with torch.no_grad():
+            view.chain.decode.weight.fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match="training diverged by step"):
+        run(20, folder=tmp_path, lr=1e-3, callbacks=[break_a_weight])
+    assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
+def test_an_infinite_gradient_is_a_sentence_of_ours():
+    with pytest.raises(DivergedError, match="training diverged by step"):
+        run(20, lr=1e30)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""What the pictures hold, read back from matplotlib's own objects."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from probgram import plots, tasks
+from probgram.trajectories import Trajectories
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def run() -> Trajectories:
+    """Two depth steps of three trajectories of an empty 4-queens board: its two solutions, and wrong answers."""
+    wrong, left, right = [0, 0, 0, 0], [1, 3, 0, 2], [2, 0, 3, 1]
+    answers = torch.tensor([[wrong, right, left], [right, left, wrong]])[:, :, None]  # [S, N, B, L]
+    return Trajectories(torch.full((1, 4), 4), answers, torch.zeros(2, 3, 1))
+
+
+def rows(axis) -> np.ndarray:
+    return np.asarray(axis.images[0].get_array())  # [N, S, 4]: a row a trajectory, a column a depth step
+
+
+def test_wrong_answers_are_grey_and_equal_answers_have_one_colour(run):
+    axis = plots.answers_over_depth(run, tasks.Queens(4))
+    picture = rows(axis)
+    grey = (picture == (0.85, 0.85, 0.85, 1.0)).all(-1)
+    assert picture.shape == (3, 2, 4)
+    assert grey.sum() == 2
+    assert len(np.unique(picture[~grey], axis=0)) == 2
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2"]
+
+
+def test_trajectories_are_ordered_by_their_last_answer(run):
+    picture = rows(plots.answers_over_depth(run, tasks.Queens(4)))
+    # Last answers sorted: the wrong one, then the two solutions; their first answers come along.
+    assert (picture[0, -1] == (0.85, 0.85, 0.85, 1.0)).all()
+    assert (picture[0, 0] == picture[1, 1]).all()
+    assert (picture[1, 0] == picture[2, 1]).all()
+
+
+def test_rows_follow_ancestry_and_not_slots(run):
+    from dataclasses import replace
+
+    copied = replace(run, ancestors=torch.tensor([[[0], [1], [2]], [[1], [1], [1]]], dtype=torch.int32))
+    first = rows(plots.answers_over_depth(copied, tasks.Queens(4)))[:, 0]
+    assert (first == first[0]).all()
+
+
+def test_a_run_without_a_right_answer_is_all_grey(run):
+    from dataclasses import replace
+
+    picture = rows(plots.answers_over_depth(replace(run, answers=run.answers * 0), tasks.Queens(4)))
+    assert (picture == (0.85, 0.85, 0.85, 1.0)).all()
+
+
+def test_a_training_curve_needs_lines():
+    with pytest.raises(ValueError, match="metrics must hold at least one line"):
+        plots.training_curve([])
+
+
+def test_a_width_curve_dashes_its_limits():
+    axis = plots.width_curve([1, 2], {"chain": [0.5, 0.6], "limit: uniform draws": [0.5, 0.7]})
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
