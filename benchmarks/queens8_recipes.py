@@ -102,7 +102,7 @@ def train(arm: Arm, steps: int, seed: int, problems: int) -> dict[str, object]:
 def table() -> str:
     """All results as Markdown: mean over seeds, with the standard deviation where there are several."""
     rows: dict[tuple, list[dict]] = {}
-    for line in RESULTS.read_text().splitlines():
+    for line in RESULTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         rows.setdefault((*(row[name] for name in asdict(BASE)), row["steps"]), []).append(row)
     head = [*asdict(BASE), "steps", "seeds", "minutes", "kl_nats", *FIGURES]
@@ -136,7 +136,11 @@ def main() -> None:
     )
     for arm in arms:
         key = asdict(arm) | {"seed": chosen.seed, "steps": chosen.steps}
-        done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+        done = (
+            [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+            if RESULTS.exists()
+            else []
+        )
         if any(key.items() <= row.items() for row in done):
             continue
         row = train(arm, chosen.steps, chosen.seed, chosen.problems)

@@ -33,7 +33,7 @@ def right(x, y):
 def main() -> None:
     """Make the data, train, solve, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=2500)
     steps = parser.parse_args().steps
     torch.manual_seed(0)
 
@@ -41,11 +41,11 @@ def main() -> None:
     y = np.repeat(latin_squares(), 30, axis=0)
     x = np.where(np.random.default_rng(0).random(y.shape) < 0.6, 0, y)
     task = tasks.Pairs(x, y, verify=right, columns=4)
-    chain = GRAM.for_task(task, dim=64, hidden=128)
-    fit(chain, GRAMGuide(chain), task, steps)
+    chain = GRAM.for_task(task, dim=64, hidden=128, refinements=2, transitions=1, body="mixer")
+    fit(chain, GRAMGuide(chain), task, steps, batch=64, lr=2e-3)
     print(solve(chain, "1 0 0 0  0 0 0 0  0 0 3 0  0 0 0 0", task=task))
 
-    print(evaluate(chain, task, width=20, depth=8, seeds=(0, 1, 2), problems=200).table())
+    print(evaluate(chain, task, width=20, depth=8, seeds=(0, 1, 2), problems=100).table())
 
 
 if __name__ == "__main__":

@@ -50,7 +50,15 @@ def main() -> None:
     )  # fmt: skip
     if not result.finished:
         return
-    fit_heads(chain, ("judge",), task, HEAD_STEPS, folder=folder / "heads", seed=chosen.seed, precision="bf16")
+    fit_heads(
+        chain,
+        ("judge",),
+        task,
+        HEAD_STEPS,
+        folder=folder / f"heads-{result.steps}",
+        seed=chosen.seed,
+        precision="bf16",
+    )
     minutes = (time.perf_counter() - started) / 60
     plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
     report = evaluate(chain, task, width=20, depth=16, seeds=(0, 1, 2), problems=chosen.problems)
@@ -66,7 +74,7 @@ def main() -> None:
         "figures": {name: round(report.mean(name), 5) for name in FIGURES},
     }
     checkpoint.save_chain(chosen.out, chain, guide, about)
-    chosen.out.with_suffix(".evaluation.json").write_text(report.to_json())
+    chosen.out.with_suffix(".evaluation.json").write_text(report.to_json(), encoding="utf-8")
     print(f"{chosen.out} written after {minutes:.1f} minutes")
 
 

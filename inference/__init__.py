@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from probgram.inference.evaluation import evidence_bound as evidence_bound
     from probgram.inference.handlers import guided as guided
     from probgram.inference.handlers import weighted as weighted
+    from probgram.inference.objective import Objective as Objective
     from probgram.inference.sampling import sample as sample
     from probgram.inference.selection import best as best
     from probgram.inference.selection import first_verified as first_verified

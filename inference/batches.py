@@ -27,7 +27,11 @@ def as_known_answers(data: Any) -> KnownAnswers:
         return data
     if isinstance(data, Task):
         return group_answers(*data.examples("train"))
-    if isinstance(data, tuple | list) and len(data) == 2:
+    if (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and (isinstance(data, tuple) or all(hasattr(part, "ndim") and part.ndim > 1 for part in data))
+    ):
         return group_answers(*(np.asarray(part) for part in data))
     if isinstance(data, Sized) and hasattr(data, "__getitem__") and not isinstance(data, Mapping):
         rows = [data[i] for i in range(len(data))]

@@ -16,6 +16,7 @@ from probgram.chain import Chain, Guide
 from probgram.inference.handlers import guided, start, weighted
 from probgram.inference.sampling import as_problems, sample
 from probgram.inference.selection import best, first_verified, vote
+from probgram.tasks import UnknownAnswers
 
 BATCH = 2_048  # trajectories at a time: bounds memory, changes no law
 
@@ -88,7 +89,8 @@ def evaluate(
 
     Returns:
         Validity of one draw, accuracy of each selection rule, oracle pass@N, coverage (macro and pooled, all
-        problems and those with several solutions), total variation, each with its limits, and the cost.
+        problems and those with several solutions), total variation, each with its limits, and the cost. Where
+        the task cannot enumerate solutions, coverage and total variation are left out.
 
     Raises:
         ValueError: no seeds, or an unknown split.
@@ -98,7 +100,10 @@ def evaluate(
     x = np.unique(task.examples(split)[0], axis=0)
     if problems is not None and problems < len(x):
         x = x[np.sort(np.random.default_rng(0).choice(len(x), problems, replace=False))]
-    solutions = metrics.all_solutions(task, x)
+    try:
+        solutions = metrics.all_solutions(task, x)
+    except UnknownAnswers:
+        solutions = None  # no coverage then
     figures: dict[str, list[float]] = {}
     started = time.perf_counter()
     for seed in seeds:
@@ -108,33 +113,30 @@ def evaluate(
         "task": task.name,
         "split": f"{getattr(task, 'split', '')} {split}".strip(),
         "problems": len(x),
-        "several answers": int((solutions.counts > 1).sum()),
+        "several answers": None if solutions is None else int((solutions.counts > 1).sum()),
         "width": width,
         "depth": depth,
         "halt probability": halt_probability,
         "seeds": list(seeds),
         "seconds a seed": round((time.perf_counter() - started) / len(seeds), 1),
     }
-    return Report(figures, metrics.limits(solutions, width), about)
+    return Report(figures, {} if solutions is None else metrics.limits(solutions, width), about)
 
 
 def _one_seed(
     chain: Chain,
     task: Any,
     x: Any,
-    solutions: metrics.Solutions,
+    solutions: metrics.Solutions | None,
     width: int,
     depth: int,
     seed: int,
     halt_probability: float | None,
 ) -> dict[str, float]:
     rows = max(1, BATCH // width)
-    halting: dict[str, Any] = (
-        {} if halt_probability is None else {"stop_halted": True, "halt_probability": halt_probability}
-    )
     parts, selected = [], []
     for row in range(0, len(x), rows):
-        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last", **halting)
+        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last", halt_probability=halt_probability)
         rules = {"vote": vote(run).answers, "first_verified": first_verified(run, task).answers}
         rules |= {f"best_by_{head}": best(run, head=head).answers for head in run.heads}
         selected.append({k: task.verify(run.x, v).float().cpu().numpy() for k, v in rules.items()})

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 
@@ -42,8 +43,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         for name, words in _WORDS.items():

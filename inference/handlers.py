@@ -70,7 +70,7 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
         value = posterior.rsample() if posterior.has_rsample else posterior.sample()
         if self.rows is not None:
             kept = prior.rsample() if prior.has_rsample else prior.sample()
-            value = torch.where(self._rows_like(value, len(prior.event_shape)), value, kept)
+            value = trees.where(self.rows, value, kept)
         msg["value"] = value
         msg["infer"] |= {"posterior": posterior, "rows": self.rows}
 
@@ -86,10 +86,6 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
             if self.rows is not None:
                 kl = torch.where(self.rows, kl, 0.0)
         self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl))
-
-    def _rows_like(self, value: Tensor, event_dims: int) -> Tensor:
-        assert self.rows is not None
-        return self.rows.reshape(*self.rows.shape, *[1] * event_dims)
 
 
 class weighted(Messenger):  # noqa: N801
@@ -204,7 +200,9 @@ class seeded(Messenger):  # noqa: N801
             device = _device(fn)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(
-                    int(torch.randint(2**62, (), generator=self._generator(self.first_block, device)))
+                    int(
+                        torch.randint(2**62, (), generator=self._generator(self.first_block, device), device=device)
+                    )
                 )
                 msg["value"] = fn()
 

@@ -12,7 +12,7 @@ Source: Baek et al., arXiv 2605.19376, equations 8 to 11; several particles: Bur
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from probgram import state as trees
 from probgram.chain import Chain, Guide
 from probgram.inference.handlers import GuidedSite, guided, start, weighted
 from probgram.inference.targets import Target, TargetView, attributed, fixed, responsibilities
+from probgram.tasks import UnknownAnswers
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,15 @@ class Objective(nn.Module):
             with _plates(n, b):
                 fresh = start(self.chain, context, (n, b))
         state = fresh if rollout.state is None else trees.where(first, fresh, rollout.state)
-        state, terms, sites = self._transitions(state, context, rollout, y, from_prior)
+        state, charged, log_ratio, sites = self._transitions(state, context, rollout, y, from_prior)
         with torch.set_grad_enabled(config.gradient == "full" and torch.is_grad_enabled()):
             prior_state, noise = self._prior_draw(sites[-1])
         with torch.no_grad():
-            sites[-1] = sites[-1]._replace(value=_rows(from_prior, noise, sites[-1].value))  # what carries on
+            sites[-1] = sites[-1]._replace(value=trees.where(from_prior, noise, sites[-1].value))  # what carries on
             belief = self._belief(rollout, sites) if self.target is attributed else None
             view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
             target = torch.where(from_prior, self.target(view), rollout.target)
-        terms = terms._replace(log_p=self._readout(state).log_prob(y))
+        terms = StepTerms(self._readout(state).log_prob(y), charged, log_ratio)
         carried = trees.where(from_prior, prior_state, state)
         return terms, rollout._replace(
             target=target,
@@ -202,8 +203,8 @@ class Objective(nn.Module):
 
     def _transitions(
         self, state: Any, context: Any, rollout: Rollout, y: Tensor, from_prior: Tensor
-    ) -> tuple[Any, StepTerms, list[GuidedSite]]:
-        """Run T transitions; returns the state, the bound's terms and the sites where the guide is at home.
+    ) -> tuple[Any, list[GuidedSite], Tensor | float, list[GuidedSite]]:
+        """Run T transitions: the state, the sites charged, their log p - log q, and all sites of the guide.
 
         The guide acts on the last transition, and on those before it where the posterior carries on and the
         gradient reaches them.
@@ -229,7 +230,7 @@ class Objective(nn.Module):
                 log_ratio = log_ratio + w.log_weight
                 if is_last or config.kl == "every":
                     charged += q.sites
-        return trees.map_state(trees.widen, state), StepTerms(torch.empty(0), charged, log_ratio), guidable
+        return trees.map_state(trees.widen, state), charged, log_ratio, guidable
 
     def _prior_draw(self, last: GuidedSite) -> tuple[Any, Tensor]:
         """The state that the prior makes of the last proposal: where a trajectory really goes."""
@@ -251,8 +252,8 @@ class Objective(nn.Module):
         else:
             loss = -(log_p - self.beta * self._charged(kl, sites)).mean()
         metrics = {"reconstruction": -log_p.mean() / len(terms), "kl": kl.mean() / len(terms)}
-        for k, site in enumerate(sites[-self.chain.transitions :]):
-            metrics[f"kl_{k}"] = site.kl.mean()
+        for site in sites[-self.chain.transitions :]:
+            metrics[f"kl_{site.t % self.chain.transitions}"] = site.kl.mean()
         metrics |= _sigma_range(sites)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -270,7 +271,7 @@ class Objective(nn.Module):
     def _heads(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Losses of the heads, on prior states only: "halt" at every step, "value" when a trajectory ends."""
         zero, b = rollout.target.new_zeros((), dtype=torch.float32), len(rollout.x)
-        never = torch.zeros(b, dtype=torch.bool, device=zero.device)
+        halted = torch.zeros(b, dtype=torch.bool, device=zero.device)
         slot = (rollout.age - 1).clamp(max=self.config.depth - 1)
         now = trees.map_state(lambda leaf: leaf[slot, :, torch.arange(b)].transpose(0, 1), rollout.history)
         with self._network():
@@ -281,7 +282,7 @@ class Objective(nn.Module):
         loss = zero
         if "halt" in heads:
             loss = loss + _head_loss(heads["halt"], right, honest)
-            never = (heads["halt"] > 0).all(0)
+            halted = (heads["halt"] > 0).all(0)
         ended = (rollout.age >= self.config.depth).nonzero()[:, 0]
         if "value" in heads and len(ended):
             past = trees.map_state(lambda leaf: leaf[:, :, ended], rollout.history)  # [S, N, ended, ...]
@@ -290,13 +291,14 @@ class Objective(nn.Module):
             loss = loss + _head_loss(value, right[:, ended].expand_as(value), honest[:, ended].expand_as(value))
             metrics["right_at_end"] = right[:, ended].float().mean()
         metrics["heads"] = loss.detach()
-        return loss, metrics, never
+        return loss, metrics, halted
 
     @torch.no_grad()
     def _is_right(self, state: Any, rollout: Rollout) -> Tensor:
         answer = self._readout(state).mode  # [N, B, L]
         if self.task is not None:
-            return self.task.verify(rollout.x, answer)
+            with suppress(UnknownAnswers):
+                return self.task.verify(rollout.x, answer)
         same = (answer[:, :, None] == rollout.answers) | (rollout.answers < 0)  # [N, B, M, L]
         return same.all(-1).any(-1)
 
@@ -357,11 +359,6 @@ def _plates(particles: int, problems: int) -> Iterator[None]:
 def pick(answers: Tensor, index: Tensor) -> Tensor:
     """Answer `index[n, b]` of problem b: from `[B, M, L]` and `[N, B]` to `[N, B, L]`."""
     return answers[torch.arange(len(answers), device=answers.device), index]
-
-
-def _rows(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """`chosen` where `mask` `[N, B]` is true, else `other`, both `[N, B, ...]`."""
-    return torch.where(mask.reshape(*mask.shape, *[1] * (chosen.dim() - mask.dim())), chosen, other)
 
 
 def _beyond(rollout: Rollout) -> Tensor:

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from probgram import state as state_trees
+from probgram import state as trees
 from probgram.chain import Chain
 from probgram.inference.handlers import BLOCK, seeded, validation
 from probgram.inference.handlers import start as start_state
@@ -41,8 +41,7 @@ def sample(
     *,
     keep: Keep = "paths",
     decode: Literal["mode", "sample"] = "mode",
-    stop_halted: bool = False,
-    halt_probability: float = 0.5,
+    halt_probability: float | None = None,
     chunk: int | None = None,
     task: str = "",
     callback: Callable[[DepthView], None] | None = None,
@@ -59,11 +58,11 @@ def sample(
         keep: "paths" records answers and heads at every depth step, "last" at the last only, "latents" adds
             the last state.
         decode: "mode" takes the most probable answer of the readout, "sample" draws it.
-        stop_halted: freeze a trajectory once its halt head says that its answer is right, and return early
-            when all are frozen.
-        halt_probability: how sure the halt head must be, between 0 and 1. It is asked at every depth step, so its
+        halt_probability: freeze a trajectory once its halt head is so sure that its answer is right, and return
+            early when all are frozen; between 0 and 1, None: never. The head is asked at every depth step, so its
             false alarms add up: 0.95 keeps far more answers right than 0.5.
-        chunk: run so many trajectories at a time, a multiple of 64; they see the same noise as in one piece.
+        chunk: run so many trajectories at a time, a multiple of 64. Gaussian sites see the same noise as in one
+            piece; other sites, and `decode="sample"`, see noise of the same law.
         task: name that the result carries.
         callback: called after every depth step (and chunk).
         start: go on from a run made with `keep="latents"` and the same seed, `depth` steps further.
@@ -75,7 +74,7 @@ def sample(
         ValueError: width or depth below 1, x of a wrong shape or type, chunk no multiple of 64, the state is NaN.
     """
     x = as_problems(x, chain)
-    if not 0 < halt_probability < 1:
+    if halt_probability is not None and not 0 < halt_probability < 1:
         raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
     _check(width, depth, keep, decode, chunk)
     _check_weights(chain)
@@ -91,7 +90,7 @@ def sample(
             seed,
             keep,
             decode,
-            logit(halt_probability) if stop_halted else None,
+            None if halt_probability is None else logit(halt_probability),
             callback,
             start,
         )
@@ -102,8 +101,8 @@ def sample(
         "depth": max(piece.depths[-1] for piece in pieces),
         "seed": seed,
         "decode": decode,
-        "stop_halted": stop_halted,
-    } | ({"halt_probability": halt_probability} if stop_halted else {})
+        "halt_probability": halt_probability,
+    }
     return _join(pieces, x, task, seed, settings)
 
 
@@ -164,7 +163,7 @@ def _sample_chunk(
         if start is None:
             state = start_state(chain, context, (width, problems))
         else:
-            state = state_trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
+            state = trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
             if halted is not None and start.halted is not None:
                 halted = start.halted[first : first + width].to(x.device)
         for t in range(offset, offset + depth):
@@ -172,14 +171,14 @@ def _sample_chunk(
             with validation(t == offset):
                 moved = chain.step(state, t, context)
                 if t == offset:
-                    state_trees.check_state(moved, (width, problems))
-                state = moved if halted is None else state_trees.where(halted, state, moved)
+                    trees.check_state(moved, (width, problems))
+                state = moved if halted is None else trees.where(halted, state, moved)
                 heads, readout = chain.heads(state), chain.readout(state)
                 drawn = pyro.sample(f"answer_{t}", readout) if decode == "sample" else _mode(readout)
                 answers = _compact(drawn, readout)
             if halted is not None and halt_above is not None:
                 if "halt" not in heads:
-                    raise ValueError(f"stop_halted needs a halt head, and {type(chain).__name__} has none")
+                    raise ValueError(f"halt_probability needs a halt head, and {type(chain).__name__} has none")
                 halted = halted | (heads["halt"] > halt_above)
             if keep != "last":
                 piece.answers.append(answers)
@@ -216,7 +215,7 @@ def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[
         heads=heads,
         log_normalizer=torch.zeros(steps, len(x), device=answers.device),
         halted=None if pieces[0].halted is None else torch.cat([p.halted for p in pieces if p.halted is not None]),
-        state=state_trees.map_state(lambda *parts: torch.cat(parts), *kept) if kept else None,
+        state=trees.map_state(lambda *parts: torch.cat(parts), *kept) if kept else None,
         depths=tuple(longest.depths),
         task=task,
         seed=seed,

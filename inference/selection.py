@@ -17,7 +17,7 @@ class Selection(NamedTuple):
     Fields:
         answers: `[B, L]`.
         slot: the particle each answer comes from, `[B]`.
-        score: the rule's own measure, float64 `[B]`: a share, a probability, or 1 for verified.
+        score: the rule's own measure, `[B]`: a share, a probability, or 1 for verified.
     """
 
     answers: Tensor
@@ -40,7 +40,8 @@ def best(run: Trajectories, step: int = -1, head: str = "value") -> Selection:
     if head not in run.heads:
         raise ValueError(f"the run has no head {head!r}: it has {sorted(run.heads) or 'none'}")
     alive = run.weights[step] > 0
-    return _take(run, step, run.heads[head][step].double().sigmoid().masked_fill(~alive, -1.0))
+    chosen = _take(run, step, run.heads[head][step].float().masked_fill(~alive, -torch.inf))
+    return chosen._replace(score=chosen.score.sigmoid())
 
 
 def first_verified(run: Trajectories, task: Any, step: int = -1) -> Selection:
@@ -48,7 +49,7 @@ def first_verified(run: Trajectories, task: Any, step: int = -1) -> Selection:
     verified = task.verify(run.x, run.answers[step]) & (run.weights[step] > 0)  # [N, B]
     _, shares = run.answer_shares(step)
     chosen = _take(run, step, torch.where(verified, 2.0, shares))
-    return chosen._replace(score=verified.any(0).double())
+    return chosen._replace(score=verified.any(0).to(shares.dtype))
 
 
 def posterior(run: Trajectories, step: int = -1) -> list[DistinctAnswers]:
@@ -59,4 +60,4 @@ def posterior(run: Trajectories, step: int = -1) -> list[DistinctAnswers]:
 def _take(run: Trajectories, step: int, score: Tensor) -> Selection:
     slot = score.argmax(0)  # [B]; the first of equals
     problem = torch.arange(run.problems, device=slot.device)
-    return Selection(run.answers[step][slot, problem], slot, score[slot, problem].double())
+    return Selection(run.answers[step][slot, problem], slot, score[slot, problem])

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from probgram.chain import Chain, Guide
-from probgram.checkpoint import CheckpointError, write_bytes
+from probgram.checkpoint import CheckpointError, fingerprint, write_bytes
 from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
 from probgram.inference.fit_config import FitConfig, learning_rate
 from probgram.inference.handlers import validation
@@ -145,6 +145,11 @@ def _trainable(chain: Chain, guide: Guide | None, only: Sequence[str]) -> Iterat
     if not only:
         yield
         return
+    if isinstance(only, str):
+        raise ValueError(f"only must be a sequence of names, got the string {only!r}")
+    for name in only:
+        if name not in dict(chain.named_modules()):
+            raise ValueError(f"only must name submodules of {type(chain).__name__}, and {name!r} is none")
     wanted = [parameter for name in only for parameter in chain.get_submodule(name).parameters()]
     modules = [chain] if guide is None else [chain, guide]
     before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
@@ -174,6 +179,11 @@ class _Run:
         self.task = data if isinstance(data, Task) else None
         known = as_known_answers(data)
         chain.check(torch.as_tensor(known.x))
+        chain.check_answers(torch.as_tensor(known.answers))
+        if config.swap_halted and not chain.homogeneous:
+            raise ValueError(
+                "swap_halted needs a homogeneous chain: rows of one batch come to be at different depths"
+            )
         self.held_out = _held_out(self.task, config)
         self.fabric = Fabric(
             accelerator=config.accelerator,
@@ -200,9 +210,10 @@ class _Run:
         self.batches = self._batches(known, objective)
         self.rollout = self.batches.start(self.fabric.device)
         self.step, self.seconds, self.validated = 0, 0.0, False
-        self.settings = _plain(objective) | _plain(config) | {"model": repr(chain)}
+        self.settings = _plain(objective) | _plain(config) | {"model": _model(chain)}
         trained = [name for name, parameter in raw.named_parameters() if parameter.requires_grad]
-        self.settings |= {"data": fingerprint_of(known), "trained": trained}
+        frozen = {name: p for name, p in raw.named_parameters() if not p.requires_grad}
+        self.settings |= {"data": fingerprint_of(known), "trained": trained, "frozen": fingerprint(frozen)}
         if folder is not None:
             if self._file.exists():
                 self._load()
@@ -231,6 +242,7 @@ class _Run:
         saved = started = time.monotonic()
         before = self.seconds
         bar = ProgressBar(self.steps, self.step, progress and self.fabric.is_global_zero)
+        self.raw.train()
         try:
             with bar:
                 while self.step < self.steps and not stopped:
@@ -249,15 +261,16 @@ class _Run:
                 finished = self.step >= self.steps
         except KeyboardInterrupt:
             stopped = True
+        finally:
+            if self.config.compile:
+                del self.chain.propose
         if self.folder is not None:
             self._save()
         if stopped and not finished:
             where = f"the same call goes on from {self.folder}" if self.folder else "give folder= to go on later"
             log.warning("training stopped at step %d of %d: %s", self.step, self.steps, where)
         self.raw.load_state_dict(self.averages)
-        if self.config.compile:
-            del self.chain.propose
-        self.chain.eval()
+        self.raw.eval()
         return FitResult(self.chain, self.guide, self.step, finished, history)
 
     def _optimise(self) -> dict[str, Tensor]:
@@ -305,7 +318,7 @@ class _Run:
         line["beta"] = self.raw.beta
         line["lr"] = self.optimiser.param_groups[0]["lr"]
         line["problems_per_second"] = (
-            self.step * self.config.batch * self.config.accumulate / max(self.seconds, 1e-9)
+            self.step * self.config.batch * self.config.accumulate / self.raw.config.depth / max(self.seconds, 1e-9)
         )
         due = self.config.validate_every and self.step % self.config.validate_every < self.config.log_every
         if self.held_out is not None and (due or self.step == self.steps):
@@ -317,10 +330,12 @@ class _Run:
         assert self.task is not None
         own = {k: v.clone() for k, v in self.raw.state_dict().items()}
         self.raw.load_state_dict(self.averages)
+        self.raw.eval()
         try:
             run = sample(self.chain, self.held_out, width=4, depth=self.raw.config.depth, seed=0, keep="last")
         finally:  # an interrupt must not leave the averages behind
             self.raw.load_state_dict(own)
+            self.raw.train()
         return float(self.task.verify(run.x, run.answers[-1]).float().mean())
 
     def _write(self, line: dict[str, float]) -> None:
@@ -343,7 +358,7 @@ class _Run:
         return self.folder / f"training{rank}.safetensors"
 
     def _save(self) -> None:
-        finite = [value.isfinite().all() for value in self.raw.state_dict().values()]
+        finite = [parameter.isfinite().all() for parameter in self.raw.parameters()]
         if not bool(torch.stack(finite).all()):  # one look at the device
             raise DivergedError(f"training diverged by step {self.step}: a weight is not finite; lower lr")
         plain = {
@@ -385,8 +400,24 @@ def _held_out(task: Task | None, config: FitConfig) -> Any:
     return x[np.sort(chosen)]
 
 
+def _model(chain: Chain) -> Any:
+    """What tells one model from another: its configuration, or its modules where it has none."""
+    try:
+        return [type(chain).__name__, json.loads(json.dumps(chain.configuration()))]
+    except NotImplementedError:
+        return repr(chain)
+
+
+def _name(function: Any) -> str:
+    """A function by name, a `functools.partial` with its arguments."""
+    inner = getattr(function, "func", None)
+    if inner is not None:
+        return f"{_name(inner)}{function.args}{function.keywords}"
+    return getattr(function, "__name__", repr(function))
+
+
 def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as JSON values; functions by name; what may differ on resuming left out."""
     free = {"log_every", "validate_every", "validation", "checkpoint_every", "accelerator"}
-    values = {k: getattr(v, "__name__", v) for k, v in vars(settings).items() if k not in free}
+    values = {k: _name(v) if callable(v) else v for k, v in vars(settings).items() if k not in free}
     return json.loads(json.dumps({f"{type(settings).__name__}.{k}": v for k, v in values.items()}))

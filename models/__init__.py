@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from probgram.models.gram import GRAM as GRAM
     from probgram.models.gram import GRAMConfig as GRAMConfig
     from probgram.models.gram import GRAMGuide as GRAMGuide
+    from probgram.models.gram import without as without
     from probgram.models.state_space import HiddenMarkov as HiddenMarkov
     from probgram.models.state_space import HiddenMarkovSmoother as HiddenMarkovSmoother
     from probgram.models.state_space import LinearGaussian as LinearGaussian
@@ -19,6 +20,7 @@ _HOMES = {
     "GRAM": "gram",
     "GRAMConfig": "gram",
     "GRAMGuide": "gram",
+    "without": "gram",
     "LinearGaussian": "state_space",
     "LinearGaussianSmoother": "state_space",
     "HiddenMarkov": "state_space",

@@ -107,6 +107,14 @@ class GRAM(Chain):
         if prefix and not 0 <= int(x[:, 0].min()) <= int(x[:, 0].max()) < self.config.tasks:
             raise ValueError(f"the first token of x must name a task from 0 to {self.config.tasks - 1}")
 
+    def check_answers(self, y: Tensor) -> None:
+        """Raise ValueError where y is not `[..., L]` tokens that this chain can decode to (below 0: padding)."""
+        if y.shape[-1] > self.config.length or y.is_floating_point() or int(y.max()) >= self.config.output_size:
+            raise ValueError(
+                f"y must be [..., L] tokens below {self.config.output_size}, L at most {self.config.length}, got "
+                f"shape {list(y.shape)} with tokens up to {y.max()}"
+            )
+
     def _check_shape(self, x: Tensor) -> None:
         prefix = 0 if self.embed_task is None else 1
         length = self.config.length + prefix

@@ -23,7 +23,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from probgram import state as state_trees
+from probgram import state as trees
 
 Context = Any
 State = Any
@@ -51,6 +51,9 @@ class Chain(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError, in one sentence, where x is no input of this chain; called once at the edge."""
+
+    def check_answers(self, y: Tensor) -> None:
+        """Raise ValueError, in one sentence, where y `[..., L]` is no answer this chain can give; called once."""
 
     def initial(self, context: Context) -> State:
         """Return the state before the first depth step, leaves `[B, ...]`; may call `pyro.sample`."""
@@ -225,7 +228,7 @@ class _ModuleChain(Chain):
         return x if self.to_context is None else self.to_context(x)
 
     def initial(self, context: Context) -> Tensor:
-        _, first = next(state_trees.leaves(context, "context"))
+        _, first = next(trees.leaves(context, "context"))
         return self.z0.expand(first.shape[0], *self.z0.shape)
 
     def propose(self, state: Tensor, context: Context, t: int) -> Tensor:
@@ -238,7 +241,7 @@ class _ModuleChain(Chain):
         return dist.Normal(torch.zeros_like(proposal), self.sigma).to_event(events)
 
     def readout(self, state: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=state_trees.widen(self.to_logits(state))).to_event(1)
+        return dist.Categorical(logits=trees.widen(self.to_logits(state))).to_event(1)
 
 
 def _check_program(depth: int, observe: Observe) -> None:

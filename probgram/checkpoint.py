@@ -48,11 +48,12 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
                 os.unlink(temporary)
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
     if hasattr(os, "O_DIRECTORY"):  # a folder can be synced on POSIX only
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # some file systems refuse; the file is whole either way
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     return path
 
 
@@ -222,10 +223,10 @@ def pretrained_folder() -> Path:
     return Path(str(resources.files("probgram"))) / "models" / "pretrained"
 
 
-def fingerprint(module: Any) -> str:
-    """SHA-256 of a module's parameters and buffers, 16 hexadecimal digits: which weights made a run."""
+def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
+    """SHA-256 of named tensors, 16 hexadecimal digits: which weights, a `state_dict` say, made a run."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,10 +1,12 @@
 """The command line. It alone maps words to functions; what a command prints as JSON names its schema.
 
-Exit codes: 0 done; 1 ran, but no answer to a problem is right, or training was interrupted; 2 bad input.
+Exit codes: 0 done; 1 ran, but no answer to a problem is right, or training was interrupted or diverged; 2 bad
+input, or a file that cannot be read or written.
 """
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ class _Group(TyperGroup):
         except (ValueError, ArithmeticError, OSError) as error:
             log.info("traceback:", exc_info=error)  # with -v
             typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(2) from error
+            raise typer.Exit(1 if isinstance(error, ArithmeticError) else 2) from error
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -45,7 +47,7 @@ TaskName = Annotated[
 ]
 Width = Annotated[int, typer.Option(min=1, help="Trajectories a problem.")]
 Depth = Annotated[int, typer.Option(min=1, help="Depth steps.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same device, same numbers.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same device, same numbers.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no pictures, tables or progress.")]
@@ -110,7 +112,7 @@ def solve(
     elif not quiet:
         for solution in solutions:
             _show(solution)
-    if not all(solution.right() for solution in solutions):
+    if not all(solution.accepted() for solution in solutions):
         raise typer.Exit(1)
 
 
@@ -151,6 +153,7 @@ def train(
     import torch
 
     from probgram import checkpoint
+    from probgram.inference.batches import as_known_answers, fingerprint_of
     from probgram.inference.objective import ObjectiveConfig
     from probgram.inference.svi import fit, fit_heads
     from probgram.models import GRAM, GRAMGuide
@@ -167,18 +170,19 @@ def train(
     result = fit(chain, guide, task, steps, objective=ObjectiveConfig(depth=depth), folder=folder, lr=lr, **shared)
     done = result.finished
     if done and head_steps:
-        done = fit_heads(chain, ("judge",), task, head_steps, depth, folder=folder / "heads", **shared).finished
+        heads = folder / f"heads-{result.steps}"  # of this core: trained further, it gets heads anew
+        done = fit_heads(chain, ("judge",), task, head_steps, depth, folder=heads, **shared).finished
     if not done:
         raise typer.Exit(1)
     about = {"task": task.name, "split": getattr(task, "split", "input"), "seed": seed, "steps": result.steps}
+    about["data"] = fingerprint_of(as_known_answers(task))
     path = checkpoint.save_chain(out, chain.cpu(), guide.cpu(), about)
     if as_json:
         last = result.history[-1] if result.history else {}
         _print_json("train", weights=str(path), folder=str(folder), **about, metrics=last)
     elif not quiet:
-        print(
-            f"{path} written; metrics and checkpoint in {folder}\nnext: probgram evaluate {path}{_task_flag(data)}"
-        )
+        print(f"{path} written; metrics and checkpoint in {folder}")
+        print(f"next: probgram evaluate {shlex.quote(str(path))}{_task_flag(data)}")
 
 
 @app.command()
@@ -212,6 +216,7 @@ def evaluate(
         raise ValueError(f"seeds must be integers with commas between them, got {seeds!r}") from None
     chain = _chain(weights, device)
     family = _trained_on(chain) if task is None else _task(task)
+    _check_data(chain, family)
     report = measure(chain, family, split, width, depth, chosen, problems)
     if as_json:
         _print_json("evaluate", weights=weights, figures=report.figures, limits=report.limits, about=report.about)
@@ -271,7 +276,7 @@ def _problems(file: Path | None) -> Iterator[str]:
     if file is None and sys.stdin.isatty():
         raise ValueError("a problem is needed: --board TEXT, --file PATH, or text on standard input")
     try:
-        text = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
+        text = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file or 'standard input'} cannot be read: {error}") from error
     block: list[str] = []
@@ -298,6 +303,10 @@ def _device(name: str | None) -> str:
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name not in ("cpu", "cuda", "mps"):
+        raise ValueError(
+            f"device must be cpu, cuda or mps, got {name!r}; CUDA_VISIBLE_DEVICES chooses among several"
+        )
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
@@ -306,17 +315,24 @@ def _device(name: str | None) -> str:
 
 
 def _trained_on(chain: Any) -> "Task":
-    from probgram import tasks
+    from probgram.solve import trained_on
 
-    name = chain.about.get("task")
-    if name is None:
-        raise ValueError("--task is needed: the weights do not say which task they were trained on")
     try:
-        return tasks.from_name(name)
-    except ValueError:
+        return trained_on(chain)
+    except ValueError as error:
+        raise ValueError(f"--{error}; give a name, module:Task or data.npz") from None
+
+
+def _check_data(chain: Any, task: "Task") -> None:
+    """Refuse to call problems held out that the weights may have been trained on."""
+    from probgram.inference.batches import as_known_answers, fingerprint_of
+
+    seen = chain.about.get("data")
+    if seen is not None and seen != fingerprint_of(as_known_answers(task)):
         raise ValueError(
-            f"--task is needed: the weights were trained on {name!r}; give its module:Task or data.npz"
-        ) from None
+            f"the weights were not trained on the training problems of {task!r}, so its test problems may not be "
+            "held out from them: evaluate on the data, split and seed of the training"
+        )
 
 
 def _task(text: str) -> "Task":
@@ -346,7 +362,7 @@ def _task(text: str) -> "Task":
 
 
 def _task_flag(data: str) -> str:
-    return f" --task {data}" if ":" in data or data.endswith(".npz") else ""
+    return f" --task {shlex.quote(data)}" if ":" in data or data.endswith(".npz") else ""
 
 
 # -- showing --------------------------------------------------------------------------------------------------
@@ -368,7 +384,7 @@ def _show(solution: "Solution") -> None:
     from rich.console import Console
     from rich.panel import Panel
 
-    console, right = Console(markup=False, emoji=False), solution.right()  # a task may draw with [ and :
+    console, right = Console(markup=False, emoji=False), solution.accepted()  # a task may draw with [ and :
     style = "yellow" if solution.verified is None else "green"
     panels = [
         Panel(solution.task.decode(answer), title=f"share {share:.2f}", expand=False, border_style=style)

@@ -1,6 +1,5 @@
 """The demo: three boards completed with 20 trajectories each, and coverage against width as a picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
 
 def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:
     task, run = solution.task, solution.run
-    right = solution.right()
+    right = solution.accepted()
     console.rule(f"{title}: {len(right)} of {there_are} solutions found by {run.width} trajectories")
     boards = [Panel(task.decode(run.x[0]), title="given", expand=False)]
     boards += [
@@ -61,21 +60,20 @@ def _draw_curve(
     picture: Path,
     depth: int,
     seed: int,
-    widths: Sequence[int] = WIDTHS,
 ) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     solutions = metrics.all_solutions(task, x)
-    run = sample(chain, x, max(widths), depth, seed, keep="last")
+    run = sample(chain, x, max(WIDTHS), depth, seed, keep="last")
     answers = run.answers[-1].cpu().numpy()
-    ours = [metrics.summarize(task, x, answers[:n], solutions)["coverage_macro_all"] for n in widths]
-    ceiling = [metrics.uniform_coverage(solutions.counts, n)[0] for n in widths]
-    floor = [metrics.one_answer_coverage(solutions.counts)[0]] * len(widths)
-    axis = plots.width_curve(widths, {"queens8": ours, "limit: uniform draws": ceiling, "limit: one answer": floor})
+    ours = [metrics.summarize(task, x, answers[:n], solutions)["coverage_macro_all"] for n in WIDTHS]
+    ceiling = [metrics.uniform_coverage(solutions.counts, n)[0] for n in WIDTHS]
+    floor = [metrics.one_answer_coverage(solutions.counts)[0]] * len(WIDTHS)
+    axis = plots.width_curve(WIDTHS, {"queens8": ours}, {"uniform draws": ceiling, "one answer": floor})
     axis.set_title(f"{len(x)} held-out boards with several solutions, depth {depth}")
     axis.get_figure(root=True).savefig(picture, dpi=150)  # type: ignore[union-attr]
     console.rule("coverage against width")
-    for n, share, limit in zip(widths, ours, ceiling, strict=True):
+    for n, share, limit in zip(WIDTHS, ours, ceiling, strict=True):
         console.print(f"width {n:3d}: {share:6.1%} of all solutions (uniform draws {limit:6.1%})")
     console.print(f"picture: {picture}")

@@ -88,30 +88,34 @@ def uniform_total_variation(count: NDArray[np.int64], width: int) -> NDArray[np.
     return floor
 
 
-def summarize(task: Any, x: Any, answers: Any, solutions: Solutions, weights: Any = None) -> dict[str, float]:
+def summarize(
+    task: Any, x: Any, answers: Any, solutions: Solutions | None, weights: Any = None
+) -> dict[str, float]:
     """All figures of one run's answers at one depth.
 
     Args:
         task: verifies.
         x: problems `[B, L]`.
         answers: `[N, B, L]`.
-        solutions: every solution of `x`.
+        solutions: every solution of `x`; None where they are not known.
         weights: normalised `[N, B]`; None: equal.
 
     Returns:
         Shares in [0, 1]: `valid` (one draw), `pass_at_n`, coverage macro and pooled on all problems and on
-        those with several solutions, and total variation likewise.
+        those with several solutions, and total variation likewise (without solutions: the first two).
     """
     x, answers = np.asarray(x), np.asarray(answers)
     valid = np.asarray(task.verify(x, answers))  # [N, B]
     shares = np.full(valid.shape, 1 / len(valid)) if weights is None else np.asarray(weights)
     alive = shares > 0
-    probabilities = solution_weights(solutions, answers, shares)
-    several = solutions.counts > 1
     result = {
         "valid": float((shares * valid).sum(0).mean()),
         "pass_at_n": float((valid & alive).any(0).mean()),
     }
+    if solutions is None:
+        return result
+    probabilities = solution_weights(solutions, answers, shares)
+    several = solutions.counts > 1
     variation = total_variation(probabilities, solutions.counts)
     for name, rows in (("all", solutions.counts > 0), ("several", several)):
         if rows.any():

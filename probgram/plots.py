@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,9 @@ def training_curve(metrics: str | Path | Sequence[Mapping[str, float]]) -> "Figu
     if isinstance(metrics, str | Path):
         path = Path(metrics)
         path = path / "metrics.jsonl" if path.is_dir() else path
-        lines: Sequence[Mapping[str, float]] = [json.loads(line) for line in path.read_text().splitlines()]
+        lines: Sequence[Mapping[str, float]] = [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+        ]
     else:
         lines = metrics
     if not lines:
@@ -53,24 +55,28 @@ def training_curve(metrics: str | Path | Sequence[Mapping[str, float]]) -> "Figu
     return figure
 
 
-def width_curve(widths: Sequence[int], found: Mapping[str, Sequence[float]], axis: "Axes | None" = None) -> "Axes":
-    """Draw shares of solutions found against width; names that hold "limit" are dashed.
+def width_curve(
+    widths: Sequence[int],
+    found: Mapping[str, Sequence[float]],
+    limits: Mapping[str, Sequence[float]],
+    axis: "Axes | None" = None,
+) -> "Axes":
+    """Draw shares of solutions found against width, beside their limits.
 
     Args:
         widths: numbers of trajectories, drawn on a base-2 scale.
         found: label -> share in [0, 1] for each width.
+        limits: likewise, drawn dashed: a ceiling, a floor.
         axis: drawn on, or a new one.
     """
     import matplotlib.pyplot as plt
 
     if axis is None:
         axis = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    dashes = itertools.cycle(("--", ":", "-."))
     for label, values in found.items():
-        style: dict[str, Any] = {"marker": "o"}
-        if "limit" in label:
-            style = {"linestyle": next(dashes), "color": "0.5"}
-        axis.plot(widths, values, label=label, **style)
+        axis.plot(widths, values, label=label, marker="o")
+    for (label, values), dashes in zip(limits.items(), itertools.cycle(("--", ":", "-.")), strict=False):
+        axis.plot(widths, values, label=label, linestyle=dashes, color="0.5")
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.set_ylim(0, 1.02)

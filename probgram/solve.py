@@ -19,7 +19,7 @@ class Solution:
 
     Attributes:
         answers: the different answers, the most probable first, `[M, L]`.
-        shares: posterior probability of each, float64 `[M]`.
+        shares: posterior probability of each, `[M]`.
         verified: whether each passes the task's verification, bool `[M]`; None where the task cannot tell.
         run: the trajectories they come from.
         task: draws and verifies them.
@@ -37,10 +37,10 @@ class Solution:
 
     def __str__(self) -> str:
         """Every verified answer drawn, with its share (every answer, where the task cannot verify)."""
-        pictures = [f"share {share:.2f}\n{self.task.decode(answer)}" for answer, share in self.right()]
+        pictures = [f"share {share:.2f}\n{self.task.decode(answer)}" for answer, share in self.accepted()]
         return "\n\n".join(pictures) or "no answer passed verification"
 
-    def right(self) -> "list[tuple[Tensor, float]]":
+    def accepted(self) -> "list[tuple[Tensor, float]]":
         """The verified answers `[L]` with their shares; all of them, where the task cannot verify."""
         good = [True] * len(self.answers) if self.verified is None else self.verified.tolist()
         return [(a, float(s)) for a, s, g in zip(self.answers, self.shares, good, strict=True) if g]
@@ -52,7 +52,7 @@ def solve(
     width: int = 20,
     depth: int = 16,
     seed: int = 0,
-    task: "Task | None" = None,
+    task: "Task | str | None" = None,
 ) -> Solution:
     """Answer one problem with `width` independent trajectories.
 
@@ -62,10 +62,10 @@ def solve(
         width: trajectories.
         depth: depth steps.
         seed: same seed, same answers.
-        task: the problem family; None: the one the weights were trained on.
+        task: the problem family, or the name of a built-in one; None: the one the weights were trained on.
 
     Returns:
-        The distinct answers with their shares, each verified.
+        The distinct answers with their shares, each verified, on the host.
 
     Raises:
         ValueError: the problem cannot be read, a size is below 1, or there is no task to read it with.
@@ -77,15 +77,33 @@ def solve(
 
     chain = load_chain(model) if isinstance(model, str | Path) else model
     if task is None:
-        name = chain.about.get("task")
-        if name is None:
-            raise ValueError("task must be given: the chain does not say which task it was trained on")
-        task = tasks.from_name(name)
+        task = trained_on(chain)
+    elif isinstance(task, str):
+        task = tasks.from_name(task)
     x = task.encode(problem)
     run = sample(chain, x, width, depth, seed, task=task.name)
-    answers, shares = run.distinct(0)
+    answers, shares = (part.cpu() for part in run.distinct(0))
     try:
-        verified = task.verify(run.x[0], answers)
-    except tasks.Unverifiable:
+        verified = task.verify(run.x[0].cpu(), answers)
+    except tasks.UnknownAnswers:
         verified = None
     return Solution(answers, shares, verified, run, task)
+
+
+def trained_on(chain: "Chain") -> "Task":
+    """The task that a chain's weights say they were trained on, held out as it was then.
+
+    Raises:
+        ValueError: they do not say, or it is not one of the built-in tasks.
+    """
+    from probgram import tasks
+
+    name = chain.about.get("task")
+    if name is None:
+        raise ValueError("task must be given: the weights do not say which task they were trained on")
+    try:
+        return tasks.from_name(name, chain.about.get("split"))
+    except ValueError:
+        raise ValueError(
+            f"task must be given: the weights were trained on {name!r}, which is not built in"
+        ) from None

@@ -78,6 +78,11 @@ def widen(leaf: Tensor) -> Tensor:
     return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating type a device has: float64, but float32 on Apple's MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def detach(state: State) -> State:
     """Cut every leaf from the graph."""
     return map_state(Tensor.detach, state)

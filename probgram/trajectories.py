@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from probgram import checkpoint
+from probgram.state import map_state, widest
 
 if TYPE_CHECKING:
     import arviz  # noqa: F401
@@ -27,7 +28,7 @@ class DistinctAnswers(NamedTuple):
 
     Fields:
         answers: `[M, L]`.
-        shares: float64 `[M]`, posterior probability of each, summing to 1.
+        shares: `[M]`, posterior probability of each, summing to 1.
     """
 
     answers: Tensor
@@ -113,8 +114,6 @@ class Trajectories:
             if not -self.problems <= problem < self.problems:
                 raise IndexError(f"problem must be below {self.problems}, got {problem}")
             problem = slice(problem, problem + 1 or None)
-        from probgram.state import map_state
-
         return replace(
             self,
             x=self.x[problem],
@@ -131,14 +130,14 @@ class Trajectories:
 
     @property
     def weights(self) -> Tensor:
-        """Normalised weights, float64 `[S, N, B]`; a problem whose weights all vanished has zeros."""
-        log_weights = self.log_weights.double()
+        """Normalised weights, float64 (float32 on MPS) `[S, N, B]`; zeros where all of a problem's vanished."""
+        log_weights = self.log_weights.to(widest(self.log_weights.device))
         total = log_weights.logsumexp(1, keepdim=True)
         return torch.where(total.isneginf(), 0.0, (log_weights - total).exp())
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size 1 / Σ W², float64 `[S, B]`; 0 where all weights vanished."""
+        """Effective sample size 1 / Σ W², `[S, B]`; 0 where all weights vanished."""
         squares = self.weights.square().sum(1)
         return torch.where(squares > 0, 1 / squares, 0.0)
 
@@ -193,7 +192,7 @@ class Trajectories:
         one = self[problem]
         index, shares = one.answer_shares(step)  # [N, 1]
         first = torch.unique(index[:, 0], return_inverse=True)[1]
-        totals = torch.zeros(int(first.max()) + 1, dtype=torch.float64, device=first.device)
+        totals = torch.zeros(int(first.max()) + 1, dtype=one.weights.dtype, device=first.device)
         totals.index_add_(0, first, one.weights[step, :, 0])
         slot = torch.full_like(totals, self.width, dtype=torch.long)
         slots = torch.arange(self.width, device=slot.device)
@@ -206,7 +205,7 @@ class Trajectories:
         """For each slot: a number of its answer, and the total weight of that answer in its problem.
 
         Returns:
-            `(index, shares)`, int64 and float64 `[N, B]`; slots of one problem have equal numbers exactly
+            `(index, shares)`, int64 and as `weights`, `[N, B]`; slots of one problem have equal numbers exactly
             where their answers are equal.
         """
         answers = self.answers[step]  # [N, B, L]
@@ -215,7 +214,7 @@ class Trajectories:
         rows = torch.cat([problem[..., None], answers.long()], -1).reshape(n * b, -1)
         index = torch.unique(rows, dim=0, return_inverse=True)[1]
         weights = self.weights[step].reshape(-1)
-        totals = torch.zeros(n * b, dtype=torch.float64, device=weights.device).index_add_(0, index, weights)
+        totals = torch.zeros_like(weights).index_add_(0, index, weights)
         return index.reshape(n, b), totals[index].reshape(n, b)
 
     # -- files ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from probgram.tasks.queens import Queens as Queens
     from probgram.tasks.task import KnownAnswers as KnownAnswers
     from probgram.tasks.task import Task as Task
-    from probgram.tasks.task import Unverifiable as Unverifiable
+    from probgram.tasks.task import UnknownAnswers as UnknownAnswers
     from probgram.tasks.task import from_name as from_name
     from probgram.tasks.task import group_answers as group_answers
 
@@ -16,7 +16,7 @@ _HOMES = {
     "Queens": "probgram.tasks.queens",
     "Pairs": "probgram.tasks.pairs",
     "Task": "probgram.tasks.task",
-    "Unverifiable": "probgram.tasks.task",
+    "UnknownAnswers": "probgram.tasks.task",
     "KnownAnswers": "probgram.tasks.task",
     "group_answers": "probgram.tasks.task",
     "from_name": "probgram.tasks.task",

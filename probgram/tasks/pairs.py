@@ -11,7 +11,7 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from probgram.tasks.task import Array, KnownAnswers, Split, Unverifiable, group_answers
+from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, group_answers
 
 HELD_OUT = 0.15  # share of the problems (or groups) in the test split
 
@@ -23,12 +23,12 @@ class Pairs:
         x: problems, integers from 0, `[P, L]`.
         y: an answer to each, integers from 0, `[P, L]`.
         verify: `(x, y) -> bool [...]`, broadcasting over leading dimensions, with operators that NumPy and
-            torch share. None: an answer is right where the data list it, and only for problems they list.
+            torch share. None: the listed answers are all there are, and only listed problems can be verified.
         groups: integers `[P]`; problems of one group (symmetric copies of each other, say) are held out
             together. None: each different problem is a group.
         columns: tokens a line when an answer is drawn; None: all on one.
         seed: of the split, 15% of the groups being held out.
-        name: what files and messages call the task.
+        name: what files and messages call the task; never that of a built-in task.
 
     Raises:
         ValueError: arrays that are not integers from 0, of different sizes, or a problem in two groups; columns
@@ -81,7 +81,7 @@ class Pairs:
             raise ValueError(f"{path} cannot be read as an .npz archive: {error}") from error
         if not {"x", "y"} <= set(arrays):
             raise ValueError(f"{path} must hold the arrays x and y, found {sorted(arrays) or 'neither'}")
-        return cls(**{"name": path.stem} | arrays | choices)
+        return cls(**{"name": f"pairs:{path.stem}"} | arrays | choices)
 
     def __repr__(self) -> str:
         return f"Pairs({len(self.known.x)} problems of {self.length} tokens, name={self.name!r})"
@@ -121,7 +121,7 @@ class Pairs:
         """Whether y answers x; broadcasts over leading dimensions, bool `[...]`.
 
         Raises:
-            Unverifiable: no rule was given and a problem is not among the data.
+            UnknownAnswers: no rule was given and a problem is not among the data.
         """
         if self._rule is not None:
             return self._rule(x, y)
@@ -139,7 +139,14 @@ class Pairs:
         return wrong.min(-1).values if hasattr(wrong, "new_tensor") else wrong.min(-1)
 
     def solutions(self, x: Array) -> NDArray[np.int64]:
-        """The listed answers of one problem `[L]`, as `[M, L]` in lexicographic order."""
+        """The listed answers of one problem `[L]`, `[M, L]` in lexicographic order.
+
+        Raises:
+            UnknownAnswers: a rule was given, so that more answers than those listed may be right; or the
+                problem is not among the data.
+        """
+        if self._rule is not None:
+            raise UnknownAnswers("with a verify= rule the listed answers need not be all that are right")
         row = int(self._rows(x))
         return self.known.answers[row, : self.known.counts[row]]
 
@@ -151,7 +158,7 @@ class Pairs:
         keys = _as_keys(wanted)
         found = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         if (self._keys[found] != keys).any():
-            raise Unverifiable(
+            raise UnknownAnswers(
                 f"a problem is not among the {len(self._keys)} of this data, so its answers are not known: "
                 "give Pairs a verify= function"
             )
@@ -172,7 +179,8 @@ class Pairs:
         if split not in ("train", "test"):
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         names = np.unique(self._groups)
-        held_out = np.random.default_rng(self.seed).permutation(names)[: round(HELD_OUT * len(names))]
+        share = max(1, round(HELD_OUT * len(names))) if len(names) > 1 else 0
+        held_out = np.random.default_rng(self.seed).permutation(names)[:share]
         chosen = np.isin(self._groups, held_out) == (split == "test")
         x, answers, counts = (part[chosen] for part in self.known)
         if not len(x):

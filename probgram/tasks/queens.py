@@ -22,6 +22,9 @@ Encoding = Literal["rows", "board"]
 SplitRule = Literal["orbit", "input"]
 
 
+LARGEST = 12  # n beyond which the problems of a data set fill gigabytes
+
+
 class Queens:
     """N-Queens completion as a `Task`.
 
@@ -61,7 +64,8 @@ class Queens:
 
         Args:
             problem: text with n rows of `Q` and `.` (rows apart by newlines, spaces or `/`), text with n
-                columns such as "0 . . 3 . . . .", or a list of n columns with None, -1 or n for a blank row.
+                columns such as "0 . . 3 . . . .", or a list of n columns with None, -1 or n for a blank row;
+                in the "board" encoding also its own n² tokens.
 
         Returns:
             The problem, int64 `[L]`.
@@ -137,6 +141,8 @@ class Queens:
     @cached_property
     def known(self) -> KnownAnswers:
         """All problems of the data set with all their answers, in the "rows" encoding."""
+        if self.n > LARGEST:
+            raise ValueError(f"all problems of {self.n} queens are too many to list; up to {LARGEST} can be")
         boards = np.array(_completions((self.n,) * self.n, self.n), dtype=np.int64)
         removals = [rows for k in range(self.n - 3, self.n) for rows in itertools.combinations(range(self.n), k)]
         x = np.repeat(boards[:, None], len(removals), 1)  # [boards, removals, n]
@@ -184,6 +190,11 @@ class Queens:
 
     def _read_columns(self, columns: Sequence[Any] | Array) -> list[int]:
         values = columns.tolist() if hasattr(columns, "tolist") else columns
+        if self.encoding == "board" and isinstance(values, Sequence) and len(values) == self.length:
+            if set(values) <= {0, 1} and all(
+                sum(values[i : i + self.n]) <= 1 for i in range(0, self.length, self.n)
+            ):
+                return self._columns(np.array(values)).tolist()
         if not isinstance(values, Sequence):
             raise ValueError(f"a board must be text or a list of {self.n} columns, got {columns!r}")
         if len(values) != self.n:

@@ -13,8 +13,8 @@ Array = Any  # a NumPy array, a torch tensor or a jax array
 Split = Literal["train", "test"]
 
 
-class Unverifiable(ValueError):  # noqa: N818
-    """A task knows no rule by which the answers of a problem could be verified."""
+class UnknownAnswers(ValueError):  # noqa: N818
+    """A task does not know all right answers of a problem: it cannot verify, or cannot enumerate."""
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y answers x; broadcasts over leading dimensions, bool `[...]`. May raise `Unverifiable`."""
+        """Whether y answers x; broadcasts over leading dimensions, bool `[...]`; may raise `UnknownAnswers`."""
         ...
 
     def violations(self, x: Array, y: Array) -> Array:
@@ -50,7 +50,7 @@ class Task(Protocol):
         ...
 
     def solutions(self, x: Array) -> NDArray[np.int64]:
-        """Every answer of one problem `[L]`, as `[M, L]` in lexicographic order; M may be 0."""
+        """Every answer of one problem `[L]`, `[M, L]` in lexicographic order; may raise `UnknownAnswers`."""
         ...
 
     def examples(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,8 +99,12 @@ def group_answers(x: Array, y: Array) -> KnownAnswers:
     return KnownAnswers(problems.reshape(-1, *x.shape[1:]), answers, count)
 
 
-def from_name(name: str) -> "Task":
+def from_name(name: str, split: str | None = None) -> "Task":
     """Build the task that a weight file's `task` entry names, for instance "queens8".
+
+    Args:
+        name: of a built-in task.
+        split: how its problems are held out; None: the task's default.
 
     Raises:
         ValueError: no task has that name.
@@ -110,5 +114,6 @@ def from_name(name: str) -> "Task":
     family, _, rest = name.partition("queens")
     size, _, encoding = rest.partition("-")
     if family == "" and size.isdecimal() and encoding in ("", "board"):
-        return Queens(int(size), encoding="board" if encoding else "rows")
+        how = {} if split is None else {"split": split}
+        return Queens(int(size), encoding="board" if encoding else "rows", **how)  # type: ignore[arg-type]
     raise ValueError(f'no task is called {name!r}; expected for instance "queens8" or "queens8-board"')

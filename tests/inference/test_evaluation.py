@@ -11,6 +11,7 @@ from pyro import distributions as dist
 from probgram import Chain, Guide, metrics, tasks
 from probgram.inference import evaluate, evidence_bound
 from probgram.inference.evaluation import Report
+from probgram.models import GRAM
 
 TASK = tasks.Queens(7)  # the smallest board with several answers to most problems
 
@@ -200,3 +201,13 @@ def test_the_bound_leaves_the_global_generator_alone_and_follows_its_seed():
 def test_answers_of_another_number_are_one_clear_sentence():
     with pytest.raises(ValueError, match="x and y must have the same number of rows, got 3 and 2"):
         evidence_bound(Coin(), CoinGuide(), X, Y[:2], depth=1)
+
+
+def test_a_task_that_cannot_enumerate_has_no_coverage():
+    x = np.repeat(np.array([[0, 1], [1, 0], [1, 1]]), 4, axis=0)
+    task = tasks.Pairs(x, 1 - x, verify=lambda x, y: (x != y).all(-1))
+    chain = GRAM.for_task(task, dim=16, heads=2, hidden=16, refinements=1, transitions=1)
+    report = evaluate(chain, task, width=3, depth=1, seeds=(0,))
+    assert {"valid", "pass_at_n", "selected_vote"} <= set(report.figures)
+    assert not any(name.startswith(("coverage", "total")) for name in report.figures)
+    assert "valid" in report.table()

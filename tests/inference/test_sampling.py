@@ -45,7 +45,7 @@ def test_a_run_has_every_shape_that_is_documented():
     assert {k: v.shape for k, v in run.heads.items()} == {"value": (4, 7, 3), "halt": (4, 7, 3)}
     assert torch.equal(run.x, X) and run.ancestors is run.halted is run.state is None
     assert (run.depths, run.depth, run.task, run.seed) == ((1, 2, 3, 4), 4, "queens5", 0)
-    assert run.settings == {"width": 7, "depth": 4, "seed": 0, "decode": "mode", "stop_halted": False}
+    assert run.settings == {"width": 7, "depth": 4, "seed": 0, "decode": "mode", "halt_probability": None}
     assert not run.answers.requires_grad and not run.heads["value"].requires_grad
 
 
@@ -221,7 +221,7 @@ class Countdown(Chain):
 
 def test_halted_trajectories_freeze_and_the_others_go_on():
     x = torch.tensor([[2], [5], [100]])
-    run = sample(Countdown(), x, width=3, depth=9, stop_halted=True, keep="latents")
+    run = sample(Countdown(), x, width=3, depth=9, halt_probability=0.5, keep="latents")
     assert run.answers[:, 0, 0, 0].tolist() == [1, 2, 2, 2, 2, 2, 2, 2, 2]
     assert run.answers[:, 0, 1, 0].tolist() == [1, 2, 3, 4, 5, 5, 5, 5, 5]
     assert run.answers[:, 0, 2, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -230,7 +230,7 @@ def test_halted_trajectories_freeze_and_the_others_go_on():
 
 
 def test_a_run_stops_early_once_everything_has_halted():
-    run = sample(Countdown(), [[2], [5]], width=3, depth=30, stop_halted=True)
+    run = sample(Countdown(), [[2], [5]], width=3, depth=30, halt_probability=0.5)
     assert run.halted.all() and 5 <= run.depth < 30
     assert run.settings["depth"] == run.depth
     assert run.answers[-1, 0, :, 0].tolist() == [2, 5]
@@ -251,7 +251,7 @@ class Uneven(Countdown):
 
 @pytest.mark.parametrize("keep", ["paths", "last"])
 def test_chunks_that_halt_at_different_depths_are_put_side_by_side(keep):
-    run = sample(Uneven(), [[0]], width=128, depth=20, chunk=64, stop_halted=True, keep=keep)
+    run = sample(Uneven(), [[0]], width=128, depth=20, chunk=64, halt_probability=0.5, keep=keep)
     assert run.depth == run.settings["depth"] == 8
     assert run.answers[-1, :, 0, 0].tolist() == [1] * 64 + [6] * 64
     assert run.halted.all()
@@ -259,19 +259,19 @@ def test_chunks_that_halt_at_different_depths_are_put_side_by_side(keep):
 
 def test_stopping_goes_on_in_a_continued_run():
     x = [[2], [5]]
-    first = sample(Countdown(), x, width=2, depth=3, stop_halted=True, keep="latents")
-    second = sample(Countdown(), x, width=2, depth=3, stop_halted=True, start=first)
+    first = sample(Countdown(), x, width=2, depth=3, halt_probability=0.5, keep="latents")
+    second = sample(Countdown(), x, width=2, depth=3, halt_probability=0.5, start=first)
     assert second.answers[:, 0, :, 0].tolist() == [[2, 4], [2, 5], [2, 5]]
     assert second.halted.all()
     plain = sample(Countdown(), x, width=2, depth=3, keep="latents")  # its first part did not stop
-    late = sample(Countdown(), x, width=2, depth=3, stop_halted=True, start=plain)
+    late = sample(Countdown(), x, width=2, depth=3, halt_probability=0.5, start=plain)
     assert late.halted.all() and late.answers[-1, 0, :, 0].tolist() == [4, 5]
 
 
 def test_stopping_without_a_halt_head_is_one_clear_sentence():
     chain = Chain.from_module(lambda h, e: h, nn.Linear(4, 3), (2, 4), lambda x: x.float())
-    with pytest.raises(ValueError, match="stop_halted needs a halt head, and _ModuleChain has none"):
-        sample(chain, [[0, 1]], width=2, depth=2, stop_halted=True)
+    with pytest.raises(ValueError, match="halt_probability needs a halt head, and _ModuleChain has none"):
+        sample(chain, [[0, 1]], width=2, depth=2, halt_probability=0.5)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_trajectory_halts_only_where_the_head_is_as_sure_as_asked():
     chain = Unsure(make_chain().config)
     x = torch.zeros(2, 5, dtype=torch.long)
     for probability, halts in ((0.5, True), (0.79, True), (0.81, False), (0.95, False)):
-        run = sample(chain, x, 3, 2, stop_halted=True, halt_probability=probability)
+        run = sample(chain, x, 3, 2, halt_probability=probability)
         assert bool(run.halted.all()) is halts and bool(run.halted.any()) is halts
     with pytest.raises(ValueError, match="halt_probability must be between 0 and 1, got 1.0"):
         sample(chain, x, halt_probability=1.0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from probgram import fit, tasks
 from probgram.checkpoint import CheckpointError, read_tensors
 from probgram.inference import svi
 from probgram.inference.objective import Objective, ObjectiveConfig
-from probgram.inference.svi import DivergedError, FitConfig, FitResult, learning_rate
+from probgram.inference.svi import DivergedError, FitConfig, FitResult, fit_heads, learning_rate
+from probgram.inference.targets import dealt
 from probgram.models import GRAM, GRAMGuide
 
 TASK = tasks.Queens(5)
@@ -391,6 +393,43 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path
     with pytest.raises(DivergedError, match="training diverged by step"):
         run(20, folder=tmp_path, lr=1e-3, callbacks=[break_a_weight])
     assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_another_frozen_core_is_refused(tmp_path):
+    chain, _ = make()
+    fit_heads(chain, ("judge",), TASK, 2, folder=tmp_path, **SETTINGS)
+    with torch.no_grad():
+        chain.decode.bias += 1.0
+    with pytest.raises(CheckpointError, match="frozen"):
+        fit_heads(chain, ("judge",), TASK, 4, folder=tmp_path, **SETTINGS)
+
+
+def test_the_number_of_refinements_tells_runs_apart(tmp_path):
+    chain = GRAM.for_task(TASK, dim=16, heads=2, blocks=1, hidden=24, refinements=2)
+    run(2, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="model"):
+        run(4, folder=tmp_path, model=(chain, GRAMGuide(chain)))
+
+
+def test_answers_that_the_chain_cannot_give_are_refused():
+    x, y = TASK.examples("train")
+    with pytest.raises(ValueError, match="y must be .* tokens below 5"):
+        run(2, data=(x, y + 3))
+
+
+def test_only_must_name_submodules():
+    chain, guide = make()
+    with pytest.raises(ValueError, match="only must be a sequence of names, got the string 'judge'"):
+        fit(chain, guide, TASK, 2, only="judge", **SETTINGS)
+    with pytest.raises(ValueError, match="only must name submodules of GRAM, and 'jury' is none"):
+        fit(chain, guide, TASK, 2, only=("jury",), **SETTINGS)
+
+
+def test_a_rule_with_arguments_is_named_with_them(tmp_path):
+    few, many = (ObjectiveConfig(depth=4, target=partial(dealt, rounds=rounds)) for rounds in (2, 9))
+    run(2, folder=tmp_path, objective=few)
+    with pytest.raises(CheckpointError, match="target"):
+        run(4, folder=tmp_path, objective=many)
 
 
 def test_an_infinite_gradient_is_a_sentence_of_ours():

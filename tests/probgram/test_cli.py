@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
@@ -193,7 +194,7 @@ def test_a_board_without_a_right_answer_exits_with_one(tmp_path):
         (["queens8"], "standard input holds no problem"),
         (["queens9", "--board", ROW], r"no weights are called 'queens9': expected .* \['queens8'\]"),
         (["blank.txt", "--board", ROW], "blank.txt is not a whole safetensors file"),
-        (["queens8", "--board", ROW, "--device", "toaster"], "device 'toaster' cannot be used"),
+        (["queens8", "--board", ROW, "--device", "toaster"], "device must be cpu, cuda or mps, got 'toaster'"),
         (["queens8", "--board", ROW, "--task", "chess"], "no task is called 'chess'"),
         (["queens8", "--board", "5 . . . . .", "--task", "queens6:"], "the task 'queens6:' cannot be imported"),
         (["queens8", "--board", "0" + 9 * " .", "--task", "queens10"], "L = 8 or fewer"),
@@ -213,7 +214,7 @@ def test_training_says_what_it_wrote(trained):
     content = parsed(result)
     assert content["schema"] == "probgram.train/1"
     assert (content["weights"], content["folder"]) == (str(out), str(out.parent / "run"))
-    assert (content["task"], content["split"], content["steps"]) == ("backwards", "input", 3)
+    assert (content["task"], content["split"], content["steps"]) == ("pairs:backwards", "input", 3)
     assert content["metrics"]["step"] == 3 and content["metrics"]["loss"] > 0
     assert out.is_file() and (out.parent / "run" / "metrics.jsonl").is_file()
 
@@ -272,7 +273,8 @@ def test_info_says_what_a_file_holds(trained):
     assert content["schema"] == "probgram.info/1"
     assert (content["path"], content["bytes"], content["model"]) == (str(out), out.stat().st_size, "GRAM")
     assert (content["configuration"]["dim"], content["configuration"]["length"]) == (16, 3)
-    assert content["about"] == {"task": "backwards", "split": "input", "seed": 0, "steps": 3}
+    assert len(content["about"].pop("data")) == 16  # which data: held-out problems are refused of others
+    assert content["about"] == {"task": "pairs:backwards", "split": "input", "seed": 0, "steps": 3}
     drawn = probgram("info", out)
     assert drawn.exit_code == 0
     for words in ("parameters", str(content["parameters"]), "backwards"):
@@ -313,8 +315,30 @@ def test_weights_are_evaluated_on_the_archive_they_were_trained_on(trained):
     assert all(len(values) == 2 and 0 <= min(values) <= max(values) <= 1 for values in content["figures"].values())
     assert content["limits"]["uniform"]["valid"] == 1.0
     about = content["about"]
-    assert (about["task"], about["problems"], about["seeds"]) == ("backwards", 2, [0, 7])
+    assert (about["task"], about["problems"], about["seeds"]) == ("pairs:backwards", 2, [0, 7])
     assert about["split"] == "input test"
+
+
+def test_problems_that_may_have_been_trained_on_are_not_called_held_out(trained, tmp_path):
+    np.savez(tmp_path / "grown.npz", x=np.concatenate([X, X[:1]]), y=np.concatenate([Y, Y[1:2]]))
+    said = complaint(probgram("evaluate", trained[0], "--task", "grown.npz", *SMALL))
+    assert "the weights were not trained on the training problems of" in said
+
+
+def test_a_core_that_is_trained_further_keeps_what_it_learned(tmp_path):
+    """Heads trained on the old core must not bring it back."""
+    np.savez("few.npz", x=X, y=Y)
+    command = ["train", "few.npz", *TINY, "--out", "w.safetensors", "-q"]
+    assert probgram(*command).exit_code == 0
+    before = read_tensors("w.safetensors")[0]["chain.embed.weight"]
+    assert probgram(*command, "--steps", 8).exit_code == 0
+    assert not torch.equal(read_tensors("w.safetensors")[0]["chain.embed.weight"], before)
+
+
+def test_diverging_exits_with_one():
+    np.savez("few.npz", x=X, y=Y)
+    result = probgram("train", "few.npz", *TINY, "--lr", 1e30, "--steps", 20, "-q")
+    assert result.exit_code == 1 and "training diverged by step" in result.stderr
 
 
 def test_evaluation_finds_the_task_of_shipped_weights_and_prints_a_table():
@@ -343,7 +367,8 @@ def test_bad_input_to_evaluate_is_one_line_on_standard_error(arguments, message)
 @pytest.mark.parametrize("command", [["evaluate"], ["solve", "--board", "0 1 2"]], ids=["evaluate", "solve"])
 def test_weights_of_a_task_that_is_not_built_in_ask_for_it(command, trained):
     said = complaint(probgram(*command, trained[0], *SMALL))
-    assert said == "--task is needed: the weights were trained on 'backwards'; give its module:Task or data.npz"
+    assert said.startswith("--task must be given: the weights were trained on 'pairs:backwards', no built-in task")
+    assert "module:Task or data.npz" in said
 
 
 def test_problems_of_an_archive_are_solved(trained):
@@ -369,16 +394,16 @@ def test_answers_that_cannot_be_verified_are_all_drawn(trained, tmp_path):
 
 
 def test_bad_input_to_train_is_one_line_and_writes_nothing(tmp_path):
-    np.savez("few.npz", x=X[:2], y=Y[:2])
+    np.savez("few.npz", x=X[:1], y=Y[:1])
     for arguments, message in [
         (["chess"], "no task is called 'chess'"),
         (["missing.npz"], "missing.npz cannot be read"),
-        (["few.npz"], "the data have 2 groups of problems, too few to hold any out"),
+        (["few.npz"], "the data have 1 groups of problems, too few to hold any out"),
         (["queens5", "--dim", 12], "dim must be a multiple of twice the heads, got dim 12 and 4 heads"),
         (["queens5", "--body", "soul"], 'body must be "attention" or "mixer", got \'soul\''),
         (["queens5", "--precision", 16], "precision must be one of 32, bf16, got '16'"),
         (["queens5", "--lr", -1], "lr must be at least 0, got -1"),
-        (["queens5", "--device", "toaster"], "device 'toaster' cannot be used"),
+        (["queens5", "--device", "toaster"], "device must be cpu, cuda or mps, got 'toaster'"),
         (["queens5", "--folder", "few.npz/run"], "few.npz/run"),
     ]:
         assert message in complaint(probgram("train", *TINY, *arguments, "-q", "--out", "never.safetensors"))

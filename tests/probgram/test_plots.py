@@ -62,5 +62,5 @@ def test_a_training_curve_needs_lines():
 
 
 def test_a_width_curve_dashes_its_limits():
-    axis = plots.width_curve([1, 2], {"chain": [0.5, 0.6], "limit: uniform draws": [0.5, 0.7]})
+    axis = plots.width_curve([1, 2], {"chain": [0.5, 0.6]}, {"uniform draws": [0.5, 0.7]})
     assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
