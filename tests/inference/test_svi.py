@@ -508,3 +508,48 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, mon
 def test_settings_and_data_that_make_no_sense_are_one_clear_sentence(changes, message):
     found = sentence(ValueError, lambda: run(**({"steps": 5} | changes)))
     assert message is None or found == message
+
+
+# -- several processes, compilation ---------------------------------------------------------------------------
+
+
+RANKS = """
+import os, sys, torch
+torch.set_num_threads(1)
+from probgram import checkpoint, fit, tasks
+from probgram.inference.objective import ObjectiveConfig
+from probgram.models import GRAM, GRAMGuide
+torch.manual_seed(0)
+chain = GRAM.for_task(tasks.Queens(5), dim=16, heads=2, blocks=1, hidden=24)
+fit(chain, GRAMGuide(chain), tasks.Queens(5), 6, objective=ObjectiveConfig(depth=4), batch=16, progress=False,
+    validate_every=0, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true")
+checkpoint.save_chain(f"{sys.argv[1]}/{os.environ['RANK']}.safetensors", chain)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_end_with_equal_weights_that_have_moved(tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "ranks.py"), str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (read_tensors(tmp_path / f"{rank}.safetensors")[0] for rank in (0, 1))
+    torch.manual_seed(0)
+    fresh = {f"chain.{name}": value for name, value in make_like_ranks().state_dict().items()}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["chain.embed.weight"], fresh["chain.embed.weight"])
+
+
+def make_like_ranks() -> GRAM:
+    return GRAM.for_task(tasks.Queens(5), dim=16, heads=2, blocks=1, hidden=24)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one_and_is_put_back():
+    chain, guide = make()
+    compiled = run(3, model=(chain, guide), compile=True)
+    assert "propose" not in vars(chain)
+    for name, value in weights(compiled).items():
+        torch.testing.assert_close(value, weights(run(3))[name], rtol=1e-3, atol=1e-4)

@@ -367,7 +367,7 @@ def test_bad_input_to_evaluate_is_one_line_on_standard_error(arguments, message)
 @pytest.mark.parametrize("command", [["evaluate"], ["solve", "--board", "0 1 2"]], ids=["evaluate", "solve"])
 def test_weights_of_a_task_that_is_not_built_in_ask_for_it(command, trained):
     said = complaint(probgram(*command, trained[0], *SMALL))
-    assert said.startswith("--task must be given: the weights were trained on 'pairs:backwards', no built-in task")
+    assert said.startswith("--task must be given: the weights were trained on 'pairs:backwards'")
     assert "module:Task or data.npz" in said
 
 
