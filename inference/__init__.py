@@ -3,8 +3,9 @@
 if not __name__.startswith("probgram."):
     raise ImportError("import probgram.inference, not inference: from here every class would exist twice")
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probgram.lazy import lazy
 
 if TYPE_CHECKING:
     from probgram.inference.evaluation import Report as Report
@@ -22,32 +23,19 @@ if TYPE_CHECKING:
     from probgram.inference.svi import fit_heads as fit_heads
 
 _HOMES = {
-    "guided": "handlers",
-    "weighted": "handlers",
-    "Objective": "objective",
-    "fit": "svi",
-    "fit_heads": "svi",
-    "sample": "sampling",
-    "vote": "selection",
-    "best": "selection",
-    "first_verified": "selection",
-    "posterior": "selection",
-    "evaluate": "evaluation",
-    "evidence_bound": "evaluation",
-    "Report": "evaluation",
+    "guided": "probgram.inference.handlers",
+    "weighted": "probgram.inference.handlers",
+    "Objective": "probgram.inference.objective",
+    "fit": "probgram.inference.svi",
+    "fit_heads": "probgram.inference.svi",
+    "sample": "probgram.inference.sampling",
+    "vote": "probgram.inference.selection",
+    "best": "probgram.inference.selection",
+    "first_verified": "probgram.inference.selection",
+    "posterior": "probgram.inference.selection",
+    "evaluate": "probgram.inference.evaluation",
+    "evidence_bound": "probgram.inference.evaluation",
+    "Report": "probgram.inference.evaluation",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a routine when it is first used (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'probgram.inference' has no attribute {name!r}")
-    value = getattr(import_module(f"probgram.inference.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Names for completion, imported or not."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

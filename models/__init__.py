@@ -3,8 +3,9 @@
 if not __name__.startswith("probgram."):
     raise ImportError("import probgram.models, not models: from here every class would exist twice")
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probgram.lazy import lazy
 
 if TYPE_CHECKING:
     from probgram.models.gram import GRAM as GRAM
@@ -17,27 +18,14 @@ if TYPE_CHECKING:
     from probgram.models.state_space import LinearGaussianSmoother as LinearGaussianSmoother
 
 _HOMES = {
-    "GRAM": "gram",
-    "GRAMConfig": "gram",
-    "GRAMGuide": "gram",
-    "without": "gram",
-    "LinearGaussian": "state_space",
-    "LinearGaussianSmoother": "state_space",
-    "HiddenMarkov": "state_space",
-    "HiddenMarkovSmoother": "state_space",
+    "GRAM": "probgram.models.gram",
+    "GRAMConfig": "probgram.models.gram",
+    "GRAMGuide": "probgram.models.gram",
+    "without": "probgram.models.gram",
+    "LinearGaussian": "probgram.models.state_space",
+    "LinearGaussianSmoother": "probgram.models.state_space",
+    "HiddenMarkov": "probgram.models.state_space",
+    "HiddenMarkovSmoother": "probgram.models.state_space",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a chain when it is first used (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'probgram.models' has no attribute {name!r}")
-    value = getattr(import_module(f"probgram.models.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Names for completion, imported or not."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

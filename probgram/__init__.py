@@ -6,9 +6,10 @@ the problem families, `Chain` and `Guide` are what a model of your own implement
 """
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from probgram.lazy import lazy
 
 if TYPE_CHECKING:
     from probgram import tasks as tasks
@@ -28,34 +29,23 @@ _HOMES = {
     "solve": "probgram.solve",
     "Solution": "probgram.solve",
     "fit": "probgram.inference.svi",
+    "tasks": None,
+    "models": None,
+    "inference": None,
+    "metrics": None,
+    "plots": None,
 }
-_MODULES = ("tasks", "models", "inference", "metrics", "plots")
-__all__ = [*_HOMES, *_MODULES, "__version__"]
+__all__ = [*_HOMES, "__version__"]
+__getattr__, __dir__ = lazy(__name__, _HOMES)
 
 
 class _Package(ModuleType):
     """`probgram.solve` is a module and a function of it: the function wins, whichever is imported first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):  # the import system binds submodules here
+        # The import system binds submodules here.
+        if not (_HOMES.get(name) is not None and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import probgram` stays light (PEP 562)."""
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"probgram.{name}")
-    else:
-        raise AttributeError(f"module 'probgram' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Names for completion, imported or not."""
-    return sorted(__all__)

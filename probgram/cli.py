@@ -382,15 +382,11 @@ def _plain(solution: "Solution") -> dict[str, Any]:
 def _show(solution: "Solution") -> None:
     from rich.columns import Columns
     from rich.console import Console
-    from rich.panel import Panel
 
-    console, right = Console(markup=False, emoji=False), solution.accepted()  # a task may draw with [ and :
-    style = "yellow" if solution.verified is None else "green"
-    panels = [
-        Panel(solution.task.decode(answer), title=f"share {share:.2f}", expand=False, border_style=style)
-        for answer, share in right
-    ]
-    console.print(Columns(panels))
+    from probgram.demo import panels
+
+    console, right = Console(), solution.accepted()
+    console.print(Columns(panels(solution)))
     kind = "unverified (the task has no rule for it)" if solution.verified is None else "verified"
     answers = "answer" if len(right) == 1 else "answers"
     wrong = 1 - sum(share for _, share in right)

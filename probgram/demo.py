@@ -6,6 +6,7 @@ import numpy as np
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from probgram import metrics, plots, tasks
 from probgram.inference.sampling import sample
@@ -37,16 +38,21 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
     _draw_curve(console, chain, task, several, picture, depth, seed)
 
 
+def panels(solution: Solution) -> list[Panel]:
+    """Every accepted answer drawn, with its share: green where verified, yellow where the task cannot tell."""
+    style = "yellow" if solution.verified is None else "green"
+    return [
+        Panel(Text(solution.task.decode(answer)), title=f"share {share:.2f}", expand=False, border_style=style)
+        for answer, share in solution.accepted()
+    ]
+
+
 def _show(console: Console, title: str, solution: Solution, there_are: int) -> None:
     task, run = solution.task, solution.run
     right = solution.accepted()
     console.rule(f"{title}: {len(right)} of {there_are} solutions found by {run.width} trajectories")
     boards = [Panel(task.decode(run.x[0]), title="given", expand=False)]
-    boards += [
-        Panel(task.decode(answer), title=f"share {share:.2f}", expand=False, border_style="green")
-        for answer, share in right
-    ]
-    console.print(Columns(boards))
+    console.print(Columns(boards + panels(solution)))
     valid = task.verify(run.x, run.answers).float().mean((1, 2))  # [S]
     steps = [s for s in (1, 2, 4, 8, 16, 32) if s <= run.depth]
     console.print("valid after depth step " + ", ".join(f"{s}: {float(valid[s - 1]):.0%}" for s in steps))

@@ -1,7 +1,8 @@
 """Problem families: one file each, all of them a `Task`."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probgram.lazy import lazy
 
 if TYPE_CHECKING:
     from probgram.tasks.pairs import Pairs as Pairs
@@ -22,17 +23,4 @@ _HOMES = {
     "from_name": "probgram.tasks.task",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a task when it is first used (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'probgram.tasks' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Names for completion, imported or not."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
