@@ -1,0 +1,185 @@
+"""Resampling schemes: from weights and uniforms to ancestors, for all problems at once.
+
+Every scheme is a function `(log_weights [N, B], uniforms) -> ancestors int64 [N, B]` with E[copies of i] = N·W_i,
+problem by problem, whatever the weights; `uniforms` is `[rows(N), B]`, from `draw_uniforms`. Schemes differ in the
+variance of the copies, and `systematic` costs least. All of them count, in float64 where the device has it (in
+float32 the cumulative sum of a million weights moves a fifth of the ancestors): a cumulative sum is divided by its
+last element, points are compared with it, and no index leaves the range.
+
+A problem whose weights all vanished keeps every slot: its ancestors are 0 … N-1.
+
+Sources: Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo", 2020, chapter 9; Gerber, Chopin
+and Whiteley, arXiv 1707.01845 (SSP); Del Moral, "Feynman-Kac Formulae", 2004, section 2.5.2 (killing).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from probgram.state import widest
+
+
+class Scheme(Protocol):
+    """A resampling scheme; `rows(N)` uniforms a problem are what it needs."""
+
+    rows: Callable[[int], int]
+
+    def __call__(self, log_weights: Tensor, uniforms: Tensor) -> Tensor: ...  # noqa: D102
+
+
+def _scheme(rows: Callable[[int], int]) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Scheme]:
+    def mark(function: Callable[[Tensor, Tensor], Tensor]) -> Scheme:
+        function.rows = rows  # type: ignore[attr-defined]
+        return function  # type: ignore[return-value]
+
+    return mark
+
+
+def draw_uniforms(scheme: Scheme, log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The uniforms in [0, 1) that `scheme` needs for `log_weights` `[N, B]`, `[rows(N), B]`."""
+    n, b = log_weights.shape
+    dtype = widest(log_weights.device)
+    return torch.rand(scheme.rows(n), b, generator=generator, device=log_weights.device, dtype=dtype)
+
+
+@_scheme(lambda n: 1)
+def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """One uniform, N evenly spaced points (Carpenter, Clifford and Fearnhead 1999).
+
+    Copies of i differ from N·W_i by less than one. Ancestors are non-decreasing down each column. O(N).
+    """
+    n = len(log_weights)
+    below = (n * _cumulative(log_weights) - uniforms).ceil()  # points (j + u) / N below each cumulative weight
+    return _from_cumulative_counts(below, log_weights)
+
+
+@_scheme(lambda n: n)
+def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """One uniform in each of N equal strata (Kitagawa 1996). Ancestors are non-decreasing. O(N)."""
+    n = len(log_weights)
+    position = n * _cumulative(log_weights)
+    stratum = position.floor().clamp(max=n - 1)
+    below = stratum + (uniforms.gather(0, stratum.long()) < position - stratum)
+    return _from_cumulative_counts(below, log_weights)
+
+
+@_scheme(lambda n: n)
+def multinomial(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """N independent draws (Gordon, Salmond and Smith 1993), in order. O(N log N)."""
+    return _from_cumulative_counts(_points_below(uniforms, _cumulative(log_weights)), log_weights)
+
+
+@_scheme(lambda n: n)
+def residual(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """⌊N·W⌋ copies for certain, the rest multinomial on what is left over (Liu and Chen 1998). O(N log N)."""
+    n = len(log_weights)
+    expected = n * _weights(log_weights)
+    certain = _floor(expected)
+    left = (expected - certain).clamp(min=0)
+    rest = n - certain.sum(0)  # draws to be made, [B]
+    # Points beyond a problem's own number of draws are put at 1, above every cumulative weight but the last.
+    unused = torch.arange(n, device=rest.device)[:, None] >= rest
+    below = _points_below(uniforms.masked_fill(unused, 2.0), _normalised_sum(left))
+    below[-1] = rest
+    return _from_cumulative_counts(certain.cumsum(0) + torch.minimum(below, rest), log_weights)
+
+
+@_scheme(lambda n: max(1, n - 1))
+def ssp(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Srinivasan sampling process: ⌊N·W⌋ or ⌈N·W⌉ copies, negatively associated (Gerber et al., algorithm 2).
+
+    Fractional parts meet in pairs, and one of the two becomes whole: ⌈log₂ N⌉ rounds of a tournament. O(N).
+    """
+    n, b = log_weights.shape
+    expected = n * _weights(log_weights)
+    copies = _floor(expected)
+    part = (expected - copies).clamp(min=0)  # of the players still in, [P, B]
+    player = torch.arange(n, device=part.device)[:, None].expand(n, b)
+    used = 0
+    while len(part) > 1:
+        pairs = len(part) // 2
+        a, b_ = part[: 2 * pairs : 2], part[1 : 2 * pairs : 2]
+        first, second = player[: 2 * pairs : 2], player[1 : 2 * pairs : 2]
+        u = uniforms[used : used + pairs]
+        used += pairs
+        both = a + b_
+        over = both >= 1
+        # Below one: a winner takes both parts, the other has none. From one on: a winner is made whole.
+        chance = torch.where(over, (1 - b_) / (2 - both).clamp(min=1e-300), a / both.clamp(min=1e-300))
+        first_wins = u < chance
+        winner, loser = torch.where(first_wins, first, second), torch.where(first_wins, second, first)
+        copies = copies.scatter_add(0, winner, over.to(copies))
+        stays = torch.where(over, loser, winner)
+        left = torch.where(over, both - 1, both)
+        part = torch.cat([left, part[2 * pairs :]])
+        player = torch.cat([stays, player[2 * pairs :]])
+    # All that is left is one player whose part is 0 or 1 but for rounding.
+    copies = copies.scatter_add(0, player, (n - copies.sum(0, keepdim=True)).to(copies))
+    return _from_cumulative_counts(copies.cumsum(0), log_weights)
+
+
+@_scheme(lambda n: 2 * n)
+def killing(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Slot i keeps its particle with probability W_i / max W, else it gets a multinomial draw."""
+    n = len(log_weights)
+    weights = _weights(log_weights)
+    survives = uniforms[:n] * weights.amax(0) < weights
+    drawn = _search(_cumulative(log_weights), uniforms[n:])
+    own = torch.arange(n, device=drawn.device)[:, None].expand_as(drawn)
+    return torch.where(survives | _dead(log_weights), own, drawn)
+
+
+# -- counting -------------------------------------------------------------------------------------------------
+
+
+def _dead(log_weights: Tensor) -> Tensor:
+    return log_weights.amax(0).isneginf()
+
+
+def _weights(log_weights: Tensor) -> Tensor:
+    """Normalised, `[N, B]`; uniform where all vanished."""
+    wide = log_weights.to(widest(log_weights.device)).masked_fill(_dead(log_weights), 0.0)
+    return wide.softmax(0)
+
+
+def _normalised_sum(weights: Tensor) -> Tensor:
+    """Cumulative sums that end at exactly 1."""
+    total = weights.cumsum(0)
+    last = total[-1:]
+    return (total / last.where(last > 0, torch.ones_like(last))).clamp(max=1.0)
+
+
+def _cumulative(log_weights: Tensor) -> Tensor:
+    return _normalised_sum(_weights(log_weights))
+
+
+def _floor(expected: Tensor) -> Tensor:
+    """⌊N·W⌋, where a value a rounding error below an integer is that integer."""
+    nearest = expected.round()
+    return nearest.where((expected - nearest).abs() < 1e-9, expected.floor())
+
+
+def _search(cumulative: Tensor, points: Tensor) -> Tensor:
+    """Index of the first cumulative weight above each point, `[P, B]`; zero weights are never chosen."""
+    index = torch.searchsorted(cumulative.T.contiguous(), points.T.contiguous(), right=True)
+    return index.T.clamp(max=len(cumulative) - 1)
+
+
+def _points_below(points: Tensor, cumulative: Tensor) -> Tensor:
+    """How many of the points `[P, B]` lie below each cumulative weight, `[N, B]`."""
+    ordered = points.T.contiguous().sort(-1).values
+    return torch.searchsorted(ordered, cumulative.T.contiguous()).T
+
+
+def _from_cumulative_counts(below: Tensor, log_weights: Tensor) -> Tensor:
+    """Ancestors `[N, B]` from the number of copies of slots 0 … i, `[N, B]`, without a search: O(N)."""
+    n = len(below)
+    below = below.long().clamp(0, n)
+    below = torch.cat([below[:-1], torch.full_like(below[-1:], n)])
+    starts = torch.zeros(n + 1, below.shape[1], dtype=torch.long, device=below.device)
+    starts.scatter_add_(0, below, torch.ones_like(below))  # slot j belongs to i once all of 0 … i-1 have ended
+    ancestors = starts[:-1].cumsum(0)
+    own = torch.arange(n, device=below.device)[:, None]
+    return torch.where(_dead(log_weights), own, ancestors)
