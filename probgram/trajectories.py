@@ -199,7 +199,8 @@ class Trajectories:
         slot.scatter_reduce_(0, first, slots, "amin")
         alive = totals > 0
         order = totals[alive].argsort(descending=True, stable=True)
-        return DistinctAnswers(one.answers[step, slot[alive][order], 0], totals[alive][order])
+        # Rounding may have made a sum of weights exceed 1.
+        return DistinctAnswers(one.answers[step, slot[alive][order], 0], totals[alive][order].clamp(max=1.0))
 
     def answer_shares(self, step: int = -1) -> tuple[Tensor, Tensor]:
         """For each slot: a number of its answer, and the total weight of that answer in its problem.
