@@ -26,6 +26,7 @@ class _Group(TyperGroup):
     """Turns the library's errors into one sentence: never a traceback for bad input."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own base has moved
+        """Run the command; an error of ours or of the file system ends it in one line."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # `| head`: typer ends quietly
