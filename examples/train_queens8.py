@@ -3,12 +3,15 @@
     python examples/train_queens8.py                      the shipped recipe, about an hour on one CPU core
     python examples/train_queens8.py --steps 200 --out runs/quick.safetensors
 
-A run that was stopped goes on from its folder when the same command is given again.
+Two early states of the network are kept beside the run's checkpoints: benchmarks/filter_vs_independent.py
+asks what a filter does for a reasoner that is not finished. A run that was stopped goes on from its folder
+when the same command is given again.
 """
 
 import argparse
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +19,19 @@ import torch
 from probgram import checkpoint, fit, plots, tasks
 from probgram.inference import evaluate, fit_heads
 from probgram.inference.objective import ObjectiveConfig
+from probgram.inference.svi import FitView
 from probgram.models import GRAM, GRAMGuide
 
 STEPS = 15_000
 HEAD_STEPS = 1_500
+KEPT = (1_500, 2_500)  # one draw is right in a little over half, and in three quarters, of the cases
 FIGURES = ("valid", "selected_first_verified", "pass_at_n", "coverage_macro_all", "coverage_macro_several",
            "total_variation_several")  # fmt: skip
+
+
+def reached(step: int, view: FitView) -> bool:
+    """Whether training has come to this step; what `fit` does with True is stop."""
+    return view.step == step
 
 
 def main() -> None:
@@ -44,10 +54,14 @@ def main() -> None:
     chain = GRAM.for_task(task)
     guide = GRAMGuide(chain)
     started = time.perf_counter()
-    result = fit(
-        chain, guide, task, chosen.steps,
-        objective=ObjectiveConfig(), folder=folder, seed=chosen.seed, precision="bf16",
-    )  # fmt: skip
+    for stop in (*(step for step in KEPT if step < chosen.steps), chosen.steps):
+        result = fit(
+            chain, guide, task, chosen.steps, objective=ObjectiveConfig(), folder=folder, seed=chosen.seed,
+            precision="bf16", callbacks=[partial(reached, stop)],
+        )  # fmt: skip
+        if result.finished or result.steps != stop:  # done, or Ctrl-C
+            break
+        checkpoint.save_chain(folder / f"step-{stop}.safetensors", chain, guide, {"task": task.name, "steps": stop})
     if not result.finished:
         return
     fit_heads(
@@ -71,7 +85,7 @@ def main() -> None:
         "minutes": round(minutes, 1),
         "processor": platform.machine(),
         "evaluation": report.about,
-        "figures": {name: round(report.mean(name), 5) for name in FIGURES},
+        "figures": {name: round(report.mean(name), 5) for name in FIGURES if name in report.figures},
     }
     checkpoint.save_chain(chosen.out, chain, guide, about)
     chosen.out.with_suffix(".evaluation.json").write_text(report.to_json(), encoding="utf-8")
