@@ -173,7 +173,7 @@ def evidence_bound(
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), weighted() as w, guided(guide, evidence):
         torch.manual_seed(seed)
         with pyro.plate("particles", particles, dim=-2), pyro.plate("problems", len(x), dim=-1):
-            z = start(chain, context, (particles, len(x)))
+            z = start(chain, (particles, len(x)), context)
             for t in range(depth):
                 z = chain.step(z, t, context)
             pyro.sample("y", chain.readout(z), obs=y)

@@ -7,20 +7,21 @@
 `guided` and `seeded` go *outside* the plates: they see each site as the plates have expanded it.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from probgram import state as trees
-from probgram.chain import Chain, Guide
+from probgram.chain import Guide
 
 
 class GuidedSite(NamedTuple):
@@ -94,34 +95,96 @@ class weighted(Messenger):  # noqa: N801
     Enter it outside `guided`. `poutine.trace` with `compute_log_prob` gives the same sum at nine times the
     cost of a bare step.
 
+    Args:
+        plates: how many plates of the model's own stand to the right of `problems`; sites are summed over them.
+        missing: whether NaN in an observation means that it was not made: it then weighs nothing.
+        per_site: keep each site's own log weight too.
+
     Attributes:
         log_weight: `[..., B]` once a site has contributed, 0.0 before.
+        observed: names of the sites that were observed.
+        factors: names of those among them that are `pyro.factor`s, so no likelihoods.
+        sites: with `per_site`, name -> log weight `[..., B]`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plates: int = 0, missing: bool = False, per_site: bool = False) -> None:
         super().__init__()
+        self.plates, self.missing, self.per_site = plates, missing, per_site
+        self._clear()
+
+    def _clear(self) -> None:
         self.log_weight: Tensor | float = 0.0
+        self.observed: list[str] = []
+        self.factors: list[str] = []
+        self.sites: dict[str, Tensor] = {}
 
     def __enter__(self) -> "weighted":
         """Start from log weight 0."""
-        self.log_weight = 0.0
+        self._clear()
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         posterior = msg["infer"].get("posterior")
         if msg["is_observed"]:
-            log_weight = msg["fn"].log_prob(msg["value"])
+            density = present_log_prob if self.missing else _log_prob
+            log_weight = density(msg["fn"], msg["value"])
+            self.observed.append(msg["name"])
+            if isinstance(msg["fn"], Unit):
+                self.factors.append(msg["name"])
         elif posterior is not None:
             log_weight = msg["fn"].log_prob(msg["value"]) - posterior.log_prob(msg["value"])
             if msg["infer"]["rows"] is not None:
                 log_weight = torch.where(msg["infer"]["rows"], log_weight, 0.0)
         else:
             return
-        self.log_weight = self.log_weight + scale_and_mask(log_weight, msg["scale"], msg["mask"])
+        log_weight = scale_and_mask(log_weight, msg["scale"], msg["mask"])
+        if self.plates:
+            log_weight = log_weight.flatten(-self.plates).sum(-1)
+        if self.per_site:
+            self.sites[msg["name"]] = log_weight
+        self.log_weight = self.log_weight + log_weight
 
 
-class _Notices(Messenger):
-    """Whether any latent site was sampled inside."""
+def _log_prob(fn: TorchDistribution, value: Tensor) -> Tensor:
+    return fn.log_prob(value)
+
+
+def present_log_prob(fn: TorchDistribution, value: Tensor) -> Tensor:
+    """Log density of the elements of `value` that are not NaN, the others integrated out.
+
+    Exact for independent elements and for Gaussians with a full covariance. Other events must be whole or
+    missing as a whole; one that is not gives NaN.
+    """
+    if not value.is_floating_point():
+        return fn.log_prob(value)
+    if isinstance(fn, Independent):
+        inner = present_log_prob(fn.base_dist, value)
+        return inner.flatten(-fn.reinterpreted_batch_ndims).sum(-1)
+    absent = value.isnan()
+    events = len(fn.event_shape)
+    if isinstance(fn, MultivariateNormal):
+        # A missing element becomes an independent N(0, 1) at its mean; its density is taken out again.
+        kept = (~absent).to(value)
+        covariance = fn.covariance_matrix * kept[..., None] * kept[..., None, :] + torch.diag_embed(1 - kept)
+        filled = torch.where(absent, fn.loc, value)
+        whole = MultivariateNormal(fn.loc, covariance, validate_args=False).log_prob(filled)
+        return whole + 0.5 * math.log(2 * math.pi) * absent.sum(-1)
+    if events == 0:
+        return torch.where(absent, 0.0, fn.log_prob(_filled(fn, value, absent)))
+    flat = absent.flatten(-events)
+    log_prob = fn.log_prob(_filled(fn, value, absent))
+    return torch.where(flat.all(-1), 0.0, torch.where(flat.any(-1), torch.nan, log_prob))
+
+
+def _filled(fn: TorchDistribution, value: Tensor, absent: Tensor) -> Tensor:
+    """`value` with something of the support where it is absent; what, does not matter."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        anything = fn.sample()
+    return torch.where(absent, anything, value)
+
+
+class notices(Messenger):  # noqa: N801
+    """Whether any latent site was sampled inside: `sampled`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,16 +194,17 @@ class _Notices(Messenger):
         self.sampled |= isinstance(msg["fn"], TorchDistributionMixin)
 
 
-def start(chain: Chain, context: Any, batch_shape: tuple[int, int]) -> Any:
-    """The state at depth 0, every leaf `[N, B, ...]`; call it under the `particles` and `problems` plates.
+def start(model: Any, batch_shape: tuple[int, ...], *args: Any) -> Any:
+    """Run `model.init(*args)`: the state at depth 0, every leaf `[N, B, ...]`; call it under the plates.
 
-    A leaf that `chain.initial` left at `[B, ...]` is broadcast; one that it sampled has its particles already.
+    A leaf that `init` left at `[B, ...]`, or without dimensions, is broadcast; one that it sampled has its
+    particles already.
     """
-    with _Notices() as notices:
-        state = chain.init(context)
+    with notices() as seen:
+        state = model.init(*args)
 
     def spread(leaf: Tensor) -> Tensor:
-        if notices.sampled and tuple(leaf.shape[:2]) == batch_shape:
+        if seen.sampled and tuple(leaf.shape[: len(batch_shape)]) == batch_shape:
             return leaf
         return leaf.expand(*batch_shape, *leaf.shape[1:])
 
@@ -164,19 +228,32 @@ class seeded(Messenger):  # noqa: N801
     Args:
         seed: the run's seed.
         first_particle: index of this chunk's first particle in the whole run, a multiple of 64.
+        block: particles that share a key. The filter, which cannot be split by width, takes all of them.
+        problems: `(rows, B)`, where the batch holds only these rows of B problems: they see the noise that they
+            would see among all. None: the batch is whole.
+
+    Attributes:
+        gaussian: whether every site so far was Gaussian; only those keep their noise when rows leave.
     """
 
-    def __init__(self, seed: int, first_particle: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        first_particle: int = 0,
+        block: int = BLOCK,
+        problems: tuple[Tensor, int] | None = None,
+    ) -> None:
         super().__init__()
-        if first_particle % BLOCK:
-            raise ValueError(f"a chunk must start at a multiple of {BLOCK} particles, got {first_particle}")
-        self.seed, self.first_block = seed, first_particle // BLOCK
+        if first_particle % block:
+            raise ValueError(f"a chunk must start at a multiple of {block} particles, got {first_particle}")
+        self.seed, self.block, self.first_block = seed, block, first_particle // block
+        self.problems, self.gaussian = problems, True
         self.generators: dict[tuple[int, str], torch.Generator] = {}
-        self.step = 0
+        self.step = self.others = 0
 
     def at(self, step: int) -> "seeded":
         """Key the draws that follow to depth step `step`."""
-        self.step = step
+        self.step, self.others = step, 0
         self.generators = {}
         return self
 
@@ -185,7 +262,7 @@ class seeded(Messenger):  # noqa: N801
         key = (block, str(device))
         if key not in self.generators:
             generator = torch.Generator(device=device)
-            generator.manual_seed(_mix(self.seed, self.step, block))
+            generator.manual_seed(mix(self.seed, self.step, block))
             self.generators[key] = generator
         return self.generators[key]
 
@@ -197,24 +274,25 @@ class seeded(Messenger):  # noqa: N801
         if isinstance(base, Normal):
             msg["value"] = base.loc + base.scale * self._noise(base)
         else:
+            self.gaussian = False
             device = _device(fn)
+            self.others += 1
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(
-                    int(
-                        torch.randint(2**62, (), generator=self._generator(self.first_block, device), device=device)
-                    )
-                )
+                torch.manual_seed(mix(self.seed, self.step, self.first_block, self.others))
                 msg["value"] = fn()
 
     def _noise(self, base: Normal) -> Tensor:
         shape, loc = base.batch_shape, base.loc
-        blocks = range(self.first_block, self.first_block + -(-shape[0] // BLOCK))
+        if self.problems is not None:
+            shape = torch.Size((shape[0], self.problems[1], *shape[2:]))
+        blocks = range(self.first_block, self.first_block + -(-shape[0] // self.block))
         parts = []
         for i, block in enumerate(blocks):
-            rows = min(BLOCK, shape[0] - i * BLOCK)
+            rows = min(self.block, shape[0] - i * self.block)
             generator = self._generator(block, loc.device)
             parts.append(torch.randn(rows, *shape[1:], generator=generator, device=loc.device, dtype=loc.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        noise = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return noise if self.problems is None else noise[:, self.problems[0]]
 
 
 def _device(fn: Any) -> torch.device:
@@ -224,7 +302,7 @@ def _device(fn: Any) -> torch.device:
     return next(getattr(fn, name).device for name in fn.arg_constraints if hasattr(fn, name))
 
 
-def _mix(*words: int) -> int:
+def mix(*words: int) -> int:
     """Hash integers to a 63-bit seed (splitmix64's finaliser), so that neighbouring keys are unrelated."""
     state = 0x9E3779B97F4A7C15
     for word in words:

@@ -180,7 +180,7 @@ class Objective(nn.Module):
         with self._network():
             context = self.chain.encode(rollout.x)
             with _plates(n, b):
-                fresh = start(self.chain, context, (n, b))
+                fresh = start(self.chain, (n, b), context)
         state = fresh if rollout.state is None else trees.where(first, fresh, rollout.state)
         state, charged, log_ratio, sites = self._transitions(state, context, rollout, y, from_prior)
         with torch.set_grad_enabled(config.gradient == "full" and torch.is_grad_enabled()):

@@ -13,6 +13,7 @@ and Whiteley, arXiv 1707.01845 (SSP); Del Moral, "Feynman-Kac Formulae", 2004, s
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -35,6 +36,55 @@ def _scheme(rows: Callable[[int], int]) -> Callable[[Callable[[Tensor, Tensor], 
         return function  # type: ignore[return-value]
 
     return mark
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """When a scheme acts: `adaptive` makes it."""
+
+    scheme: Scheme
+    ess_threshold: float = 0.5
+    first: int = 1
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ess_threshold >= 0:
+            raise ValueError(f"ess_threshold must be at least 0, got {self.ess_threshold}")
+        if self.first < 0 or (self.last is not None and self.last < self.first):
+            raise ValueError(f"first and last depth must be 0 <= first <= last, got {self.first} and {self.last}")
+        if not callable(getattr(self.scheme, "rows", None)):
+            raise ValueError(f"resample must be a scheme of probgram.inference.resampling, got {self.scheme!r}")
+
+    def acts_at(self, depth: int) -> bool:
+        """Whether it may act after so many depth steps."""
+        return self.first <= depth and (self.last is None or depth <= self.last)
+
+    def due(self, ess: Tensor, width: int) -> Tensor:
+        """Whose effective sample size `[B]` is low, bool `[B]`."""
+        if self.ess_threshold >= 1:  # whatever rounding made of an effective sample size of N
+            return torch.ones_like(ess, dtype=torch.bool)
+        return ess <= self.ess_threshold * width
+
+    def describe(self) -> str:
+        """Scheme and settings in a line."""
+        upto = "" if self.last is None else f" to {self.last}"
+        name = getattr(self.scheme, "__name__", repr(self.scheme))
+        return f"{name}, ESS at most {self.ess_threshold}, depth from {self.first}{upto}"
+
+
+def adaptive(scheme: Scheme, ess_threshold: float = 0.5, first: int = 1, last: int | None = None) -> Adaptive:
+    """Let a scheme act only where a problem's effective sample size is low, and only at some depths.
+
+    Args:
+        scheme: any of this file.
+        ess_threshold: acts at most at this share of N; from 1 on always.
+        first: depth steps taken before it may act for the first time.
+        last: and for the last time; None: to the end.
+
+    Raises:
+        ValueError: a threshold below 0, or depths that are no range.
+    """
+    return Adaptive(scheme, ess_threshold, first, last)
 
 
 def draw_uniforms(scheme: Scheme, log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -161,7 +161,7 @@ def _sample_chunk(
     with noise, pyro.plate("particles", width, dim=-2), pyro.plate("problems", problems, dim=-1):
         noise.at(-1)
         if start is None:
-            state = start_state(chain, context, (width, problems))
+            state = start_state(chain, (width, problems), context)
         else:
             state = trees.map_state(lambda leaf: leaf[first : first + width].to(x.device), start.state)
             if halted is not None and start.halted is not None:
@@ -173,9 +173,7 @@ def _sample_chunk(
                 if t == offset:
                     trees.check_state(moved, (width, problems))
                 state = moved if halted is None else trees.where(halted, state, moved)
-                heads, readout = chain.heads(state), chain.readout(state)
-                drawn = pyro.sample(f"answer_{t}", readout) if decode == "sample" else _mode(readout)
-                answers = _compact(drawn, readout)
+                heads, answers = chain.heads(state), decoded(chain.readout(state), decode, t + 1)
             if halted is not None and halt_above is not None:
                 if "halt" not in heads:
                     raise ValueError(f"halt_probability needs a halt head, and {type(chain).__name__} has none")
@@ -221,6 +219,12 @@ def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[
         seed=seed,
         settings=settings,
     )
+
+
+def decoded(readout: Any, decode: str, t: int) -> Tensor:
+    """Answers after depth step t, `[N, B, L]`: the most probable ones, or draws (a site, for handlers to seed)."""
+    drawn = pyro.sample(f"answer_{t}", readout) if decode == "sample" else _mode(readout)
+    return _compact(drawn, readout)
 
 
 def _mode(readout: Any) -> Tensor:

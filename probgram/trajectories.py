@@ -6,6 +6,7 @@ ancestry, and whatever is drawn over depth must use it.
 """
 
 import json
+import warnings
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -45,10 +46,14 @@ class Trajectories:
         log_weights: unnormalised, float32 or wider, `[S, N, B]`; all zero without potentials.
         ancestors: int32 `[S, N, B]`, or None where nothing was resampled (every slot is its own ancestor).
         heads: logits by name, `[S, N, B]` each.
-        log_normalizer: running log Z in nats, `[S, B]`; zero without potentials.
+        log_normalizer: running log Z in nats, a row for every depth step; zero without potentials.
+        log_potential: log psi of the last depth step, `[N, B]`; None without a filter.
+        effective: effective sample size at every depth step, for runs that record fewer rows than steps.
+        collected: what `collect` gave, `[S, B, ...]` each.
+        states: the latents of every recorded row, leaves `[S, N, B, ...]`, where they were asked for; else None.
         likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
         halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
-        state: the last state, to go deeper from, where `keep="latents"` asked for it; else None. `save` drops it.
+        state: the last state, to go deeper from, where `keep="latents"` asked for it; else None.
         depths: depth step of each recorded row, `[S]`, counted from 1.
         task: name of the task, "" where there is none.
         seed: the run's seed.
@@ -61,6 +66,10 @@ class Trajectories:
     ancestors: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
     log_normalizer: Tensor | None = None
+    log_potential: Tensor | None = None
+    effective: Tensor | None = None
+    collected: dict[str, Tensor] = field(default_factory=dict)
+    states: Any = None
     likelihoods_only: bool = False
     halted: Tensor | None = None
     state: Any = None
@@ -122,6 +131,10 @@ class Trajectories:
             ancestors=None if self.ancestors is None else self.ancestors[:, :, problem],
             heads={name: value[:, :, problem] for name, value in self.heads.items()},
             log_normalizer=None if self.log_normalizer is None else self.log_normalizer[:, problem],
+            log_potential=None if self.log_potential is None else self.log_potential[:, problem],
+            effective=None if self.effective is None else self.effective[:, problem],
+            collected={name: value[:, problem] for name, value in self.collected.items()},
+            states=None if self.states is None else map_state(lambda leaf: leaf[:, :, problem], self.states),
             halted=None if self.halted is None else self.halted[:, problem],
             state=None if self.state is None else map_state(lambda leaf: leaf[:, problem], self.state),
         )
@@ -137,13 +150,17 @@ class Trajectories:
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size 1 / Σ W², `[S, B]`; 0 where all weights vanished."""
+        """Effective sample size 1 / Σ W² at every depth step, `[S, B]`; 0 where all weights vanished."""
+        if self.effective is not None:
+            return self.effective
         squares = self.weights.square().sum(1)
         return torch.where(squares > 0, 1 / squares, 0.0)
 
     @property
     def log_evidence(self) -> Tensor:
         """Log p(observations) in nats, `[S, B]`.
+
+        Under an annealed likelihood or a look-ahead only the last row is evidence; the others are NaN.
 
         Raises:
             ValueError: a factor of the run was not a likelihood, so log Z is not evidence for anything.
@@ -153,7 +170,35 @@ class Trajectories:
                 "log_evidence exists only where every factor is a likelihood of observations; "
                 "use log_normalizer for runs with other potentials, or with none"
             )
-        return self.log_normalizer
+        if self.settings.get("evidence") != "last":
+            return self.log_normalizer
+        last = torch.full_like(self.log_normalizer, torch.nan)
+        last[-1] = self.log_normalizer[-1]
+        return last
+
+    @property
+    def untilted(self) -> "Trajectories":
+        """The same trajectories weighted without the last potential, psi_t divided out.
+
+        What is left is the model's own law (with its observations). A warning says where too few effective
+        particles carry it; to estimate p(y | x) itself, run without a potential.
+        """
+        if self.log_potential is None:
+            return self
+        last = self.log_weights[-1]
+        # A trajectory of psi = 0 has no weight to divide: the model's own law is lost there.
+        log_weights = torch.where(self.log_potential.isneginf(), last, last - self.log_potential)
+        log_weights = torch.cat([self.log_weights[:-1], log_weights[None]])
+        plain = replace(self, log_weights=log_weights, effective=None, log_potential=None)
+        low = (plain.ess[-1] < max(2.0, 0.1 * self.width)).nonzero()[:, 0].tolist()
+        if low:
+            warnings.warn(
+                f"without the potential problems {low[:8]}{' and more' if len(low) > 8 else ''} have an effective "
+                f"sample size below {max(2.0, 0.1 * self.width):.0f} of {self.width}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return plain
 
     # -- lines and answers ------------------------------------------------------------------------------------
 
@@ -221,16 +266,17 @@ class Trajectories:
     # -- files ------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the run to one safetensors file, atomically; `state` is not kept.
+        """Write the run to one safetensors file, atomically; `state` and `states` are not kept.
 
         Returns:
             The path written.
         """
         tensors = {"x": self.x, "answers": self.answers, "log_weights": self.log_weights}
-        for name in ("ancestors", "log_normalizer", "halted"):
+        for name in ("ancestors", "log_normalizer", "log_potential", "effective", "halted"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
-        tensors |= {f"heads.{name}": value for name, value in self.heads.items()}
+        for group in ("heads", "collected"):
+            tensors |= {f"{group}.{name}": value for name, value in getattr(self, group).items()}
         about = {
             "likelihoods_only": self.likelihoods_only,
             "depths": list(self.depths),
@@ -250,12 +296,17 @@ class Trajectories:
         tensors, metadata = checkpoint.read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise checkpoint.CheckpointError(f"{path} is not a saved run (format {metadata.get('format')!r})")
-        heads = {k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")}
-        rest = {k: v for k, v in tensors.items() if not k.startswith("heads.")}
+        rest: dict[str, Any] = {"heads": {}, "collected": {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition(".")
+            if name and group in ("heads", "collected"):
+                rest[group][name] = value
+            else:
+                rest[key] = value
         try:
             about = json.loads(metadata["run"])
             about["depths"] = tuple(about["depths"])
-            return cls(heads=heads, **rest, **about)  # type: ignore[arg-type]
+            return cls(**rest, **about)
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.CheckpointError(
                 f"{path} is not a whole run of this version: {checkpoint.one_line(error)}"

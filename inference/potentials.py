@@ -1,0 +1,276 @@
+"""Potentials: log psi_t, what makes a trajectory worth keeping between depth steps.
+
+A potential is any function `(view) -> log psi [N, B]` of a `View`. Those here multiply (`a * b`, the logs add),
+take powers (`a**2`), and say what their normaliser means:
+
+    value, halt        the chain's own heads: a learned twist, E[r | z_t]       Z: nothing's evidence
+    energy             exp(-violations / alpha) of the decoded answer            Z: nothing's evidence
+    likelihood         p(observed parts of y | z_t)^(t / S)                       Z at the end: log p(y | x)
+    look_ahead         a guess of what is still to come, released at the end      Z at the end: the model's own
+
+Sources: Whiteley and Lee, "Twisted particle filters", 2014; Chopin and Papaspiliopoulos, "An Introduction to
+Sequential Monte Carlo", 2020, sections 5.1 and 10.3 (look-ahead); Naesseth et al., arXiv 1903.04797, section 3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from probgram.inference.sampling import decoded
+
+Evidence = Literal["every", "last"] | None
+
+
+class View:
+    """What a potential sees after a depth step; answers and heads are computed when they are first asked for.
+
+    Attributes:
+        state: the latent now, leaves `[N, B, ...]`.
+        previous: the latent before this depth step, after resampling; None at depth 0.
+        context: what the chain's `encode` returned; for other models their first argument.
+        t: depth steps taken, this one included.
+        depth: depth steps in all, an int, or int64 `[B]` where problems differ.
+        problem: which problem of the run each column is, int64 `[B]`: they leave when they are done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state: Any,
+        previous: Any,
+        context: Any,
+        t: int,
+        depth: int | Tensor,
+        problem: Tensor,
+        problems: Tensor | None = None,
+        decode: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.model, self.state, self.previous, self.context = model, state, previous, context
+        self.t, self.depth, self.problem, self.decode = t, depth, problem, decode
+        self._problems = problems
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The problems, `[B, ...]`."""
+        if self._problems is None:
+            raise ValueError(f"{type(self.model).__name__} is no chain, so the run has no problems x")
+        return self._problems[self.problem]
+
+    @cached_property
+    def heads(self) -> dict[str, Tensor]:
+        """Logits `[N, B]` by name; none where the model has no heads."""
+        heads = getattr(self.model, "heads", None)
+        return {} if heads is None else heads(self.state)
+
+    @cached_property
+    def readout(self) -> Any:
+        """p(y | state)."""
+        if not hasattr(self.model, "readout"):
+            raise ValueError(f"{type(self.model).__name__} has no readout, so its states have no answers")
+        return self.model.readout(self.state)
+
+    @cached_property
+    def answer(self) -> Tensor:
+        """Decoded answers, `[N, B, L]`."""
+        return decoded(self.readout, "mode", self.t) if self.decode is None else self.decode(self.readout)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the model reads answers out of its states."""
+        return hasattr(self.model, "readout")
+
+    @property
+    def last(self) -> Tensor | bool:
+        """Whether this is the last depth step, for each problem `[B]` or for all."""
+        return self.t >= self.depth
+
+
+class Potential:
+    """A function of the view that multiplies and takes powers.
+
+    Attributes:
+        evidence: what log Z is under it: "every" row log evidence, the "last" row only, or None.
+        look_ahead: whether it looks at observations still to come and is released at the end. Where a guide
+            proposes, only such a potential (or an observation) makes weights that are worth resampling.
+    """
+
+    evidence: Evidence = None
+    look_ahead: bool = False
+
+    def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
+        raise NotImplementedError
+
+    def __mul__(self, other: "Potential | Callable[[View], Tensor]") -> "Potential":
+        return _Product((self, as_potential(other)))
+
+    def __pow__(self, power: float) -> "Potential":
+        return _Power(self, float(power))
+
+
+@dataclass(frozen=True)
+class Head(Potential):
+    """Log probability that a head gives: log sigmoid(logit)."""
+
+    name: str
+
+    def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
+        if self.name not in view.heads:
+            have = ", ".join(sorted(view.heads)) or "none"
+            raise ValueError(f"the potential needs the head {self.name!r}; {type(view.model).__name__} has {have}")
+        return F.logsigmoid(view.heads[self.name].float())
+
+
+value = Head("value")  # the answer at the end will be right
+halt = Head("halt")  # the answer is right now
+
+
+@dataclass(frozen=True)
+class Energy(Potential):
+    """Exp(-violations / alpha) of the decoded answer; alpha -> inf is no potential, alpha -> 0 greedy search."""
+
+    task: Any
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {self.alpha}")
+        if not callable(getattr(self.task, "violations", None)):
+            raise ValueError(f"an energy needs a task with violations(x, y), got {type(self.task).__name__}")
+
+    def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
+        violations = self.task.violations(view.x, view.answer)
+        return -torch.as_tensor(violations, dtype=torch.float32, device=view.answer.device) / self.alpha
+
+
+energy = Energy
+
+
+class Likelihood(Potential):
+    """p(y | z_t) of the observed tokens, raised to t / S, so that observations come in little by little.
+
+    At the last depth step the power is 1: there log Z estimates log p(y | x).
+
+    Args:
+        y: answers, `[B, L]`.
+        observed: bool `[B, L]` or `[L]`, which of their tokens count; None: those not below 0.
+        anneal: False: the power is 1 at every depth step, and each row of log Z is the evidence at that depth.
+    """
+
+    def __init__(self, y: Any, observed: Any = None, anneal: bool = True) -> None:
+        self.y = torch.as_tensor(y)
+        if self.y.dim() == 1:
+            self.y = self.y[None]
+        self.observed = self.y >= 0 if observed is None else torch.as_tensor(observed).expand(self.y.shape)
+        self.anneal = anneal
+        self.evidence = "last" if anneal else "every"
+
+    def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
+        device = view.problem.device
+        rows = view.problem if len(self.y) > 1 else torch.zeros_like(view.problem)
+        y, observed = self.y.to(device)[rows], self.observed.to(device)[rows]
+        readout = view.readout
+        base = getattr(readout, "base_dist", None)
+        if base is None or tuple(base.batch_shape[-1:]) != tuple(y.shape[-1:]):
+            if not bool(self.observed.all()):
+                raise ValueError("the readout has no independent tokens, so all of y must be observed")
+            log_p = readout.log_prob(y)
+        else:
+            log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
+        if not self.anneal:
+            return log_p
+        share = torch.as_tensor(view.t / view.depth, device=device).clamp(max=1.0)
+        return torch.where(log_p.isneginf(), log_p, share.to(log_p) * log_p)  # share is never 0
+
+
+likelihood = Likelihood
+
+
+@dataclass(frozen=True)
+class LookAhead(Potential):
+    """A function of the view that guesses what is still to come; at the last depth step psi = 1.
+
+    With the exact conditional evidence of what is to come every weight is the evidence itself. Auxiliary and
+    twisted filters are this potential.
+    """
+
+    function: Callable[[View], Tensor]
+    evidence: Evidence = "last"
+    look_ahead: bool = True
+
+    def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
+        log_psi = self.function(view)
+        return torch.where(torch.as_tensor(view.last, device=log_psi.device), 0.0, log_psi)
+
+
+look_ahead = LookAhead
+
+
+@dataclass(frozen=True)
+class _Function(Potential):
+    """A user's function."""
+
+    function: Callable[[View], Tensor]
+
+    def __call__(self, view: View) -> Tensor:
+        return self.function(view)
+
+
+@dataclass(frozen=True)
+class _Product(Potential):
+    parts: tuple[Potential, ...]
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        kinds = {part.evidence for part in self.parts}
+        return None if None in kinds else "last" if "last" in kinds else "every"
+
+    @property
+    def look_ahead(self) -> bool:  # type: ignore[override]
+        return any(part.look_ahead for part in self.parts)
+
+    def __call__(self, view: View) -> Tensor:
+        total = self.parts[0](view)
+        for part in self.parts[1:]:
+            total = total + part(view)
+        return total
+
+
+@dataclass(frozen=True)
+class _Power(Potential):
+    base: Potential
+    power: float
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        return self.base.evidence if self.power == 1 or isinstance(self.base, LookAhead) else None
+
+    @property
+    def look_ahead(self) -> bool:  # type: ignore[override]
+        return self.base.look_ahead
+
+    def __call__(self, view: View) -> Tensor:
+        log_psi = self.base(view)
+        return torch.zeros_like(log_psi) if self.power == 0 else self.power * log_psi
+
+
+def as_potential(potential: Potential | Callable[[View], Tensor]) -> Potential:
+    """A potential as it is; any other function wrapped.
+
+    Raises:
+        ValueError: not a function.
+    """
+    if isinstance(potential, Potential):
+        return potential
+    if isinstance(potential, type) or not callable(potential):
+        raise ValueError(f"a potential must be a function of the view, got {potential!r}")
+    return _Function(potential)

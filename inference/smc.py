@@ -1,0 +1,724 @@
+"""The particle filter between depth steps: resample, propagate, reweigh, update the normaliser.
+
+    gamma_t(tau) = p(tau_{1:t}) · Π_{s <= t} g_s(obs_s) · psi_t                              the target at depth t
+    log w_t      = Σ log g_t + Σ (log p - log q) + log psi_t - log psi_{t-1},  psi_0 = 1     incremental weight
+    log Z_t      = log Z_{t-1} + log Σ_i W_{t-1}^i w_t^i          W normalised, uniform after resampling
+
+Three functions over a NamedTuple, for many problems side by side, each with its own weights, effective sample size,
+ancestors and normaliser; Z, not log Z, is unbiased. `run` loops over them and returns `Trajectories`:
+
+    run = smc.run(model, series, width=10_000, depth=100)           any Pyro step, plain tensors, or a chain
+    algorithm = smc.build(model, series, width=10_000, depth=100)   or step by step
+    state = smc.init(algorithm, seed=0)
+    state, info = smc.step(algorithm, state)
+
+Sources: Gordon, Salmond and Smith 1993; Del Moral, "Feynman-Kac Formulae", 2004; Chopin and Papaspiliopoulos, "An
+Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampling).
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probgram import state as trees
+from probgram.chain import Chain
+from probgram.inference.handlers import mix, seeded
+from probgram.inference.kernels import Kernel, LastMove, PlainKernel, PyroKernel, as_kernel
+from probgram.inference.kernels import PlainModel as PlainModel
+from probgram.inference.potentials import LookAhead, Potential, View, as_potential
+from probgram.inference.progress import ProgressBar
+from probgram.inference.recording import Record
+from probgram.inference.resampling import Adaptive, Scheme, adaptive, draw_uniforms, systematic
+from probgram.inference.sampling import FLAG_EVERY, decoded, logit
+from probgram.state import widest
+from probgram.trajectories import Trajectories
+
+Keep = Literal["last", "summary", "paths", "latents"]
+Collect = Mapping[str, Callable[[Any, Tensor], Tensor]]
+Rejuvenate = Callable[["Rejuvenation"], tuple[Any, Tensor, Tensor]]
+
+
+class FilterError(ValueError):
+    """All weights of a problem vanished (with `strict`), or a weight is NaN."""
+
+
+class SMCState(NamedTuple):
+    """What the next step needs."""
+
+    latent: Any  # leaves [N, B, ...]
+    log_weights: Tensor  # normalised, [N, B]
+    log_psi: Tensor  # log psi_t, travels with the ancestors, [N, B]
+    log_normalizer: Tensor  # log Z_t in nats, [B]
+    ess: Tensor  # effective sample size, [B]
+    dead: Tensor  # depth at which all weights had vanished, 0 while there are some, int32 [B]
+    nan: Tensor  # depth at which a weight became NaN, 0 before, int32 [B]
+    done: Tensor  # depth at which a problem ended, 0 while it runs, int32 [B]
+    halted: Tensor | None  # trajectories that their halt head stopped, bool [N, B]; None: never
+    t: int  # depth steps taken
+    seed: int
+    weighs: bool  # whether the last step's weights may trigger resampling
+    last: Any = None  # the last transition, for rejuvenation
+
+
+class SMCInfo(NamedTuple):
+    """What a person looks at."""
+
+    ancestors: Tensor | None  # slots now -> slots at the step before, int64 [N, B]; None: all its own
+    resampled: Tensor  # bool [B]
+    log_increment: Tensor  # log Z_t - log Z_{t-1}, [B]
+    view: View  # state, heads and answers after the step
+    observed: bool  # whether the step observed something
+    likelihood: bool  # whether all it observed is a likelihood
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A model and the choices beside it; `build` checks and makes it."""
+
+    kernel: Kernel
+    width: int
+    depth: int | Tensor  # int64 [B] where problems differ
+    potential: Potential | None = None
+    resample: Adaptive | None = None
+    guided: bool = False
+    halt_above: float | None = None  # logit
+    strict: bool = False
+    decode: str = "mode"
+    rejuvenate: Rejuvenate | None = None
+    x: Tensor | None = None  # a chain's problems
+    problem: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))  # of each column
+    columns: tuple[Tensor, int] | None = None  # (which, of how many) columns are still here
+
+    @property
+    def masked(self) -> bool:
+        """Whether trajectories or problems may stand still while others go on."""
+        return self.halt_above is not None or isinstance(self.depth, Tensor)
+
+    @property
+    def last_depth(self) -> int:
+        """Depth steps until the last problem ends."""
+        return int(self.depth.max()) if isinstance(self.depth, Tensor) else self.depth
+
+
+class Rejuvenation(NamedTuple):
+    """What a rejuvenation move sees, after resampling and before the next step."""
+
+    algorithm: Filter
+    state: SMCState
+    resampled: Tensor  # bool [B]
+    copy: Tensor  # whether the slot before holds the same ancestor, bool [N, B]
+    last: LastMove
+    generator: torch.Generator
+
+    def log_psi(self, latent: Any) -> Tensor:
+        """The potential of other states at the same depth, `[N, B]`."""
+        algorithm = self.algorithm
+        if algorithm.potential is None:
+            return torch.zeros_like(self.state.log_psi)
+        view = _view(algorithm, latent, None, self.state.t, algorithm.depth)
+        return algorithm.potential(view).to(self.state.log_psi)
+
+
+# -- init, step -----------------------------------------------------------------------------------------------
+
+
+def build(
+    model: Any,
+    *args: Any,
+    width: int,
+    depth: int | Tensor,
+    potential: Potential | Callable[[View], Tensor] | None = None,
+    resample: Scheme | Adaptive | None = systematic,
+    ess_threshold: float = 0.5,
+    guide: Any = None,
+    evidence: Any = None,
+    problems: int | None = None,
+    device: torch.device | str | None = None,
+    islands: int = 1,
+    halt_probability: float | None = None,
+    strict: bool = False,
+    decode: Literal["mode", "sample"] = "mode",
+    rejuvenate: Rejuvenate | None = None,
+    compile: bool = False,
+) -> Filter:
+    """Check the choices of a filter and put them together; the arguments are those of `run`."""
+    for name, number in (("width", width), ("islands", islands)):
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
+    if halt_probability is not None and not 0 < halt_probability < 1:
+        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
+    kernel = as_kernel(model, args, guide, evidence, problems, device, strict)
+    if rejuvenate is not None:
+        if not isinstance(kernel, PyroKernel) or not isinstance(model, Chain) or guide is not None:
+            raise ValueError(
+                "rejuvenate moves the last noise of a chain that draws from its prior: it needs a Chain"
+            )
+        kernel = kernel.recording()
+    if compile:
+        if not isinstance(kernel, PlainKernel):
+            raise ValueError("compile needs a PlainModel: Pyro's handlers cannot be compiled")
+        kernel = kernel.compiled()
+    x = torch.as_tensor(args[0], device=kernel.device) if isinstance(model, Chain) else None
+    x = x[None] if x is not None and x.dim() == 1 else x
+    problem = torch.arange(kernel.problems, device=kernel.device)
+    depth = _depth(depth, kernel)
+    if islands > 1:
+        kernel, problem = kernel.repeat(islands), problem.repeat_interleave(islands)
+        depth = depth.repeat_interleave(islands) if isinstance(depth, Tensor) else depth
+    if resample is not None and not isinstance(resample, Adaptive):
+        resample = adaptive(resample, ess_threshold)
+    return Filter(
+        kernel,
+        int(width),
+        depth,
+        None if potential is None else as_potential(potential),
+        resample,
+        guide is not None,
+        None if halt_probability is None else logit(halt_probability),
+        strict,
+        decode,
+        rejuvenate,
+        x,
+        problem,
+    )
+
+
+def init(algorithm: Filter, seed: int = 0) -> SMCState:
+    """Draw the states at depth 0, all with equal weights unless `init` observed something."""
+    kernel, n = algorithm.kernel, algorithm.width
+    with _seeding(seed, -1, kernel.device):
+        moved = kernel.start(n, seed)
+    b, device = kernel.problems, kernel.device
+    dtype = (
+        torch.float32 if moved.log_factor is None else torch.promote_types(moved.log_factor.dtype, torch.float32)
+    )
+    uniform = torch.full((n, b), -torch.tensor(float(n)).log().item(), dtype=dtype, device=device)
+    nothing = torch.zeros(b, dtype=torch.int32, device=device)
+    state = SMCState(
+        latent=moved.latent,
+        log_weights=uniform,
+        log_psi=torch.zeros(n, b, dtype=dtype, device=device),
+        log_normalizer=torch.zeros(b, dtype=widest(device), device=device),
+        ess=torch.full((b,), float(n), dtype=dtype, device=device),
+        dead=nothing,
+        nan=nothing,
+        done=nothing,
+        halted=None if algorithm.halt_above is None else torch.zeros(n, b, dtype=torch.bool, device=device),
+        t=0,
+        seed=seed,
+        weighs=moved.observed,
+    )
+    return state if moved.log_factor is None else _reweigh(state, moved.log_factor, 0)[0]
+
+
+def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
+    """One depth step of every problem.
+
+    Raises:
+        FilterError: with `strict`, a site or the potential killed a problem or is NaN.
+    """
+    before = state
+    with _seeding(state.seed, state.t, algorithm.kernel.device):
+        # Resample
+        state, ancestors, resampled = _resample(algorithm, state)
+        # Propagate
+        moved = algorithm.kernel.move(state.latent, state.t, state.seed)
+        t = state.t + 1
+        log_factor, latent, halted, done = moved.log_factor, moved.latent, state.halted, state.done
+        if algorithm.masked:
+            latent, log_factor = _stand_still(state, latent, log_factor)
+        view = _view(algorithm, latent, state.latent, t, algorithm.depth, state.seed)
+        if algorithm.masked:
+            view, halted, done = _finish(algorithm, state, view)
+        # Reweigh
+        log_psi, log_increment = _weigh(algorithm, state, view, log_factor)
+    weighs = moved.observed or (
+        algorithm.potential is not None and (not algorithm.guided or algorithm.potential.look_ahead)
+    )
+    state = state._replace(
+        latent=latent, log_psi=log_psi, halted=halted, done=done, t=t, weighs=weighs, last=moved.last
+    )
+    if algorithm.strict:
+        _check_factors(algorithm, state, moved.sites, log_increment)
+    # Update the log normalising constant
+    log_total = torch.zeros_like(state.log_normalizer)
+    if log_increment is not None:
+        state, log_total = _reweigh(state, log_increment, t)
+    if algorithm.masked and before.ess is not state.ess:  # a problem that had ended keeps its figures exactly
+        state = state._replace(ess=torch.where(before.done > 0, before.ess, state.ess))
+    return state, SMCInfo(ancestors, resampled, log_total, view, moved.observed, moved.likelihood)
+
+
+def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | None, Tensor]:
+    """Replace the trajectories of the problems whose effective sample size is low."""
+    rule, n = algorithm.resample, algorithm.width
+    never = torch.zeros_like(state.done, dtype=torch.bool)
+    if rule is None or not state.weighs or not rule.acts_at(state.t):
+        return state, None, never
+    due = rule.due(state.ess, n)
+    if algorithm.masked:
+        due = due & (state.done == 0)
+    # Asking costs nothing where there is no device to wait for.
+    if due.device.type == "cpu" and not bool(due.any()):
+        return state, None, never
+    generator = torch.Generator(device=due.device).manual_seed(mix(state.seed, state.t, 1))
+    uniforms = _uniforms(algorithm, rule.scheme, state.log_weights, generator)
+    ancestors = rule.scheme(state.log_weights, uniforms)
+    if state.log_weights.shape[1] > 1 or due.device.type != "cpu":
+        ancestors = torch.where(due, ancestors, torch.arange(n, device=due.device)[:, None])
+    moving = (state.latent, state.log_psi, state.halted, state.last)
+    latent, log_psi, halted, last = trees.gather_ancestors(moving, ancestors)
+    log_weights = torch.where(due & ~_all_dead(state.log_weights), -_log(n), state.log_weights)
+    state = state._replace(latent=latent, log_psi=log_psi, halted=halted, last=last, log_weights=log_weights)
+    if algorithm.rejuvenate is not None and state.last is not None:
+        copy = torch.zeros_like(ancestors, dtype=torch.bool)
+        copy[1:] = ancestors[1:] == ancestors[:-1]
+        seen = Rejuvenation(algorithm, state, due, copy, state.last, generator)
+        latent, log_psi, noise = algorithm.rejuvenate(seen)
+        last = state.last._replace(noise=noise)
+        state = state._replace(latent=latent, log_psi=log_psi, last=last)
+    return state, ancestors, due
+
+
+def _uniforms(algorithm: Filter, scheme: Scheme, log_weights: Tensor, generator: torch.Generator) -> Tensor:
+    if algorithm.columns is None:
+        return draw_uniforms(scheme, log_weights, generator)
+    rows, whole = algorithm.columns  # a problem sees the same uniforms, whoever has left
+    return draw_uniforms(scheme, log_weights[:, :1].expand(-1, whole), generator)[:, rows]
+
+
+def _stand_still(state: SMCState, latent: Any, log_factor: Tensor | None) -> tuple[Any, Tensor | None]:
+    """A problem that has ended, and a trajectory that has halted, stay where they are and weigh nothing."""
+    frozen = (state.done > 0).expand(state.log_weights.shape)
+    if state.halted is not None:
+        frozen = frozen | state.halted
+    latent = trees.where(frozen, state.latent, latent)
+    return latent, None if log_factor is None else torch.where(frozen, 0.0, log_factor)
+
+
+def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Tensor | None, Tensor]:
+    """Which trajectories halt now, and for which problems this depth step is the last."""
+    depth = torch.as_tensor(view.depth, device=state.done.device)
+    running, halted = state.done == 0, state.halted
+    ending = depth <= view.t
+    if halted is not None:
+        if "halt" not in view.heads:
+            raise ValueError(f"halt_probability needs a halt head, and {type(view.model).__name__} has none")
+        assert algorithm.halt_above is not None
+        halted = halted | ((view.heads["halt"] > algorithm.halt_above) & running)
+        ending = ending | halted.all(0)
+        view.depth = torch.where(ending, view.t, depth)  # so that a look-ahead is released, an annealing ends
+    return view, halted, torch.where(running & ending, view.t, state.done).to(state.done.dtype)
+
+
+def _weigh(
+    algorithm: Filter, state: SMCState, view: View, log_factor: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Log psi_t, and the incremental log weight `[N, B]`; None where nothing weighs."""
+    if algorithm.potential is None:
+        return state.log_psi, log_factor
+    log_psi = algorithm.potential(view)
+    if tuple(log_psi.shape) != tuple(state.log_psi.shape):
+        raise ValueError(
+            f"the potential must return log psi {list(state.log_psi.shape)}, got shape {list(log_psi.shape)}"
+        )
+    log_psi = torch.where(state.log_psi.isneginf(), -torch.inf, log_psi)  # absorbing
+    ratio = torch.where(log_psi.isneginf(), -torch.inf, log_psi - state.log_psi)
+    if algorithm.masked:
+        log_psi = torch.where(state.done > 0, state.log_psi, log_psi)
+        ratio = torch.where(state.done > 0, 0.0, ratio)
+    return log_psi, ratio if log_factor is None else log_factor + ratio
+
+
+def _reweigh(state: SMCState, log_increment: Tensor, t: int) -> tuple[SMCState, Tensor]:
+    """Multiply the weights, normalise them, and take log Z and the effective sample size along."""
+    log_weights, log_total, ess = reweighed(state.log_weights, log_increment)
+    dead, nan = log_total.isneginf(), log_total.isnan()
+    marked = state._replace(
+        log_weights=log_weights,
+        ess=ess,
+        log_normalizer=state.log_normalizer + log_total,
+        dead=torch.where(dead & (state.dead == 0), max(t, 1), state.dead).to(state.dead.dtype),
+        nan=torch.where(nan & (state.nan == 0), max(t, 1), state.nan).to(state.nan.dtype),
+    )
+    return marked, log_total.to(state.log_normalizer)
+
+
+def reweighed(log_weights: Tensor, log_increment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise `log_weights + log_increment`.
+
+    Args:
+        log_weights: normalised, `[N, B]`.
+        log_increment: `[N, B]`.
+
+    Returns:
+        Normalised log weights `[N, B]` (-inf where all vanished), the log of their sum `[B]` and the effective
+        sample size 1 / Σ W² `[B]` (0 where all vanished).
+    """
+    unnormalised = log_weights + log_increment
+    top = unnormalised.amax(0)
+    top = torch.where(top.isneginf(), 0.0, top)
+    weights = (unnormalised - top).exp()
+    total = weights.sum(0)
+    log_total = top + total.log()
+    ess = total.square() / weights.square().sum(0)
+    shift = torch.where(log_total.isneginf(), 0.0, log_total)
+    return unnormalised - shift, log_total, torch.where(total == 0, 0.0, ess)
+
+
+def _view(
+    algorithm: Filter, latent: Any, previous: Any, t: int, depth: int | Tensor, seed: int | None = None
+) -> View:
+    kernel, decode = algorithm.kernel, None
+    if algorithm.decode == "sample" and seed is not None:
+
+        def decode(readout: Any) -> Tensor:
+            with seeded(mix(seed, 3), block=algorithm.width).at(t):
+                return decoded(readout, "sample", t)
+
+    return View(kernel.model, latent, previous, kernel.context, t, depth, algorithm.problem, algorithm.x, decode)
+
+
+def _all_dead(log_weights: Tensor) -> Tensor:
+    return log_weights.amax(0).isneginf()
+
+
+def _log(n: int) -> float:
+    return torch.tensor(float(n), dtype=torch.float64).log().item()
+
+
+# -- run ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    model: Any,
+    *args: Any,
+    width: int = 20,
+    depth: int | Tensor = 16,
+    seed: int = 0,
+    potential: Potential | Callable[[View], Tensor] | None = None,
+    resample: Scheme | Adaptive | None = systematic,
+    ess_threshold: float = 0.5,
+    guide: Any = None,
+    evidence: Any = None,
+    problems: int | None = None,
+    device: torch.device | str | None = None,
+    keep: Keep | None = None,
+    collect: Collect | None = None,
+    halt_probability: float | None = None,
+    islands: int = 1,
+    strict: bool = False,
+    decode: Literal["mode", "sample"] = "mode",
+    rejuvenate: Rejuvenate | None = None,
+    compile: bool = False,
+    gradient: bool = False,
+    start: Trajectories | None = None,
+    task: str = "",
+    progress: bool = False,
+    callback: Callable[[SMCState, SMCInfo], None] | None = None,
+) -> Trajectories:
+    """Filter `width` trajectories of every problem through `depth` steps.
+
+    Args:
+        model: a `Chain`; or an object with Pyro `init(*args) -> state` and `step(state, t, *args) -> state` that
+            samples under our plates (`max_plate_nesting` plates of its own stand to their right); or a
+            `PlainModel`. t counts from 0.
+        *args: for a chain the problems x; for other models what their functions take. With several problems every
+            tensor among them is `[B, ...]`. NaN in an observation of a Pyro model means that it was not made.
+        width: N, particles a problem (an island).
+        depth: S, depth steps; an int64 `[B]` tensor where series differ in length: a problem that has ended stays.
+        seed: same seed, same device, same numbers. The global generator is not touched.
+        potential: log psi of the view, `probgram.inference.potentials`; None: what the model observes alone.
+        resample: a scheme, or `adaptive(scheme, ...)` with its own threshold and depths; None: never, so that
+            weights accumulate (importance sampling).
+        ess_threshold: resample a problem when its effective sample size is at most this share of N; from 1 on at
+            every step.
+        guide: proposes instead of the prior: for a chain a `Guide`, for other Pyro models an object with `init` and
+            `step` that samples the same sites. p / q alone never triggers resampling: an observation in the step
+            or a look-ahead potential does.
+        evidence: what a chain's guide sees, answers `[B, L]`.
+        problems: B, for models that are no chains; None: 1.
+        device: None: that of the chain or of the arguments.
+        keep: "paths" records answers, heads, weights and ancestors at every depth step (the default for chains; a
+            model without answers records its states); "summary" log Z, effective sample size and what `collect`
+            gives, flat in depth (the default for others); "last" the last depth step only; "latents" adds the
+            states to "paths".
+        collect: name -> `(state, weights [N, B]) -> [B, ...]`, recorded at every step after reweighting.
+        halt_probability: freeze a trajectory once its halt head is so sure. Where all of a problem are frozen, that
+            depth step is its last: stopping early equals running on.
+        islands: so many independent filters a problem, pooled at the end: Z is their mean, weights ∝ Z_i W_i.
+        strict: raise as soon as all weights of a problem vanish, or one is NaN, and name the site.
+        decode: "mode" takes the most probable answer, "sample" draws it.
+        rejuvenate: moves resampled trajectories, `probgram.inference.rejuvenation`.
+        compile: compile the step of a `PlainModel`.
+        gradient: keep the graph: log_normalizer has gradients with respect to what the model depends on. Those of
+            the resampling choices are dropped, so the gradient of log Z is biased where resampling acts.
+        start: go on from a run of the same model, width and seed, `depth` steps further.
+        task: name that the result carries.
+        progress: show a progress bar.
+        callback: called after every depth step.
+
+    Returns:
+        The weighted trajectories: values after reweighting, before the next resampling.
+
+    Raises:
+        ValueError: a choice makes no sense, or a state has a wrong shape.
+        FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
+    """
+    offset = _offset(start, width, seed, islands)
+    if keep is None:
+        keep = "paths" if isinstance(model, Chain) else "summary"
+    if keep not in ("last", "summary", "paths", "latents"):
+        raise ValueError(f'keep must be "last", "summary", "paths" or "latents", got {keep!r}')
+    with torch.set_grad_enabled(gradient):
+        algorithm = build(
+            model,
+            *args,
+            width=width,
+            depth=depth + offset,
+            potential=potential,
+            resample=resample,
+            ess_threshold=ess_threshold,
+            guide=guide,
+            evidence=evidence,
+            problems=problems,
+            device=device,
+            islands=islands,
+            halt_probability=halt_probability,
+            strict=strict,
+            decode=decode,
+            rejuvenate=rejuvenate,
+            compile=compile,
+        )
+        state = init(algorithm, seed) if start is None else _resume(algorithm, start)
+        whole: SMCState | None = None  # all problems, once some have left
+        record = Record(keep, collect or {}, islands, algorithm.kernel.problems)
+        likelihood, observed = True, False
+        with ProgressBar(algorithm.last_depth, offset, progress) as bar:
+            while state.t < algorithm.last_depth:
+                state, info = step(algorithm, state)
+                record.add(algorithm, state, info)
+                likelihood &= info.likelihood
+                observed |= info.observed
+                if callback is not None:
+                    callback(state, info)
+                bar.update(state.t, {})
+                if state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
+                    running = _look(algorithm, state)
+                    if not len(running):
+                        break
+                    if 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth:
+                        algorithm, state, whole = _leave(algorithm, state, running, whole, record)
+        state = state if algorithm.columns is None else _merged(whole, state, algorithm.columns[0])
+    _report(algorithm, state, islands)
+    settings: dict[str, Any] = {
+        "width": width,
+        "depth": state.t,
+        "seed": seed,
+        "islands": islands,
+        "decode": decode,
+    }
+    settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
+    settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
+    settings |= {"halt_probability": halt_probability}
+    meaning = _evidence(algorithm.potential, observed, likelihood)
+    return record.trajectories(
+        algorithm.x,
+        state,
+        meaning is not None,
+        task=task,
+        seed=seed,
+        settings=settings | {"evidence": meaning},
+    )
+
+
+def _look(algorithm: Filter, state: SMCState) -> Tensor:
+    """Look at the device: raise where a weight is NaN; the columns that are still running.
+
+    Raises:
+        FilterError: NaN, with depth and problems.
+    """
+    nan, done = torch.stack([state.nan, state.done]).cpu()  # one transfer
+    if bool(nan.any()):
+        first = int(nan[nan > 0].min())
+        problems = sorted(set(algorithm.problem.cpu()[nan == first].tolist()))
+        raise FilterError(
+            f"log weights are NaN or +inf at depth {first} in problems {_some(problems)}: "
+            "the model or the potential computed something that is no weight; strict=True names the site"
+        )
+    return (done == 0).nonzero()[:, 0]
+
+
+def _leave(
+    algorithm: Filter, state: SMCState, running: Tensor, whole: SMCState | None, record: Record
+) -> tuple[Filter, SMCState, SMCState | None]:
+    """Go on with the problems that are still running, where their noise stays what it was."""
+    kernel = algorithm.kernel.rows(running.to(algorithm.kernel.device))
+    if kernel is None or algorithm.decode == "sample" or algorithm.rejuvenate is not None:
+        return algorithm, state, whole
+    running = running.to(algorithm.kernel.device)
+    record.settle()
+    before = algorithm.columns
+    here, among = (running, algorithm.kernel.problems) if before is None else (before[0][running], before[1])
+    whole = state if before is None else _merged(whole, state, before[0])
+    record.here = here
+    depth = algorithm.depth
+    algorithm = replace(
+        algorithm,
+        kernel=kernel,
+        depth=depth[running] if isinstance(depth, Tensor) else depth,
+        problem=algorithm.problem[running],
+        columns=(here, among),
+    )
+    return algorithm, _columns(state, running), whole
+
+
+def _columns(state: SMCState, rows: Tensor) -> SMCState:
+    def pick(dim: int) -> Callable[[Tensor], Tensor]:
+        return lambda leaf: leaf.index_select(dim, rows)
+
+    wide: dict[str, Any] = {name: trees.map_state(pick(1), getattr(state, name)) for name in _WIDE}
+    return state._replace(**wide, **{name: pick(0)(getattr(state, name)) for name in _NARROW})  # type: ignore[arg-type]
+
+
+def _merged(whole: SMCState | None, state: SMCState, rows: Tensor) -> SMCState:
+    """`whole` with its columns `rows` as in `state`."""
+    assert whole is not None
+
+    def put(dim: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda old, new: old.clone().index_copy_(dim, rows, new)
+
+    wide: dict[str, Any] = {
+        name: trees.map_state(put(1), getattr(whole, name), getattr(state, name)) for name in _WIDE
+    }
+    narrow: dict[str, Any] = {name: put(0)(getattr(whole, name), getattr(state, name)) for name in _NARROW}
+    return state._replace(**wide, **narrow)
+
+
+_WIDE = ("latent", "log_weights", "log_psi", "halted")  # leaves [N, B, ...]
+_NARROW = ("log_normalizer", "ess", "dead", "nan", "done")  # [B]
+
+
+def _report(algorithm: Filter, state: SMCState, islands: int) -> None:
+    """One warning that names the problems whose weights all vanished."""
+    dead = state.dead.cpu()
+    if not bool(dead.any()):
+        return
+    columns = dead.nonzero()[:, 0]
+    names = [f"{int(c) // islands} at depth {int(dead[c])}" for c in columns[:5]]
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    warnings.warn(
+        f"all weights vanished in problem {', '.join(names)}{more}: log_normalizer is -inf there; "
+        "strict=True names the site",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _check_factors(
+    algorithm: Filter, state: SMCState, sites: dict[str, Tensor], log_increment: Tensor | None
+) -> None:
+    """Raise FilterError naming the first factor that left a problem without weight, or is NaN."""
+    if log_increment is None:
+        return
+    factors = dict(sites) or {"the step's log weight": log_increment}
+    if algorithm.potential is not None:
+        factors["the potential"] = log_increment
+    log_weights = state.log_weights
+    for name, factor in factors.items():
+        after = log_weights + factor
+        for bad, what in ((after.isnan().any(0), "is NaN"), (_all_dead(after), "left no weight")):
+            bad = bad & ~_all_dead(log_weights)
+            if bool(bad.any()):
+                label = name if name.startswith("the ") else f"site {name!r}"
+                problems = sorted(set(algorithm.problem[bad].tolist()))
+                raise FilterError(f"{label} {what} at depth {state.t} in problems {_some(problems)}")
+        log_weights = after if name != "the potential" else log_weights
+
+
+def _some(problems: list[int]) -> str:
+    return str(problems if len(problems) <= 8 else problems[:8])[:-1] + ("]" if len(problems) <= 8 else ", ...]")
+
+
+def _depth(depth: int | Tensor, kernel: Kernel) -> int | Tensor:
+    """Depth steps, one number or one a problem."""
+    whole = not isinstance(depth, bool) and isinstance(depth, Integral)
+    if isinstance(depth, Tensor) and depth.dim() == 0 and not depth.is_floating_point():
+        depth, whole = int(depth), True
+    if whole:
+        if int(depth) < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        return int(depth)
+    depth = torch.as_tensor(depth) if not isinstance(depth, float | bool) else torch.zeros(0, 0)
+    if depth.dim() != 1 or len(depth) != kernel.problems or depth.is_floating_point() or int(depth.min()) < 1:
+        raise ValueError(f"depth must be an integer of at least 1, or {kernel.problems} of them, a problem each")
+    return depth.to(kernel.device, torch.long)
+
+
+def _offset(start: Trajectories | None, width: int, seed: int, islands: int) -> int:
+    if start is None:
+        return 0
+    if start.state is None or start.log_potential is None:
+        raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
+    if islands != 1 or start.settings.get("islands") != 1:
+        raise ValueError("a run of several islands cannot be continued: their weights were pooled")
+    for name, was, now in (("width", start.width, width), ("seed", start.seed, seed)):
+        if was != now:
+            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    return start.settings["depth"]
+
+
+def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
+    """The state that a run ended in."""
+    assert start.log_potential is not None and start.log_normalizer is not None
+    nothing = torch.zeros(start.problems, dtype=torch.int32, device=start.log_weights.device)
+    log_normalizer = start.log_normalizer[-1]
+    halted = start.halted
+    if algorithm.halt_above is not None and halted is None:
+        halted = torch.zeros_like(start.log_weights[-1], dtype=torch.bool)
+    return SMCState(
+        latent=start.state,
+        log_weights=start.log_weights[-1],
+        log_psi=start.log_potential,
+        log_normalizer=log_normalizer,
+        ess=start.ess[-1].to(start.log_weights),
+        dead=torch.where(log_normalizer.isneginf(), start.depth, nothing).int(),
+        nan=nothing,
+        done=nothing,
+        halted=halted,
+        t=start.settings["depth"],
+        seed=start.seed,
+        weighs=True,
+    )
+
+
+def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
+    """What log Z is: "every" row log evidence, the "last" row only, or None."""
+    if observed and not likelihood:
+        return None
+    if potential is None:
+        return "every" if observed else None
+    return potential.evidence if observed or not isinstance(potential, LookAhead) else None
+
+
+def _name(potential: Any) -> str:
+    return getattr(potential, "__name__", None) or repr(potential)
+
+
+class _seeding:  # noqa: N801
+    """Fork the global generator and seed it with (seed, depth step): what a model draws by itself is keyed too."""
+
+    def __init__(self, seed: int, t: int, device: torch.device) -> None:
+        self.key, self.fork = mix(seed, t, 2), torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.key)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
