@@ -111,12 +111,29 @@ class Rejuvenation(NamedTuple):
     algorithm: Filter
     state: SMCState
     resampled: Tensor  # bool [B]
-    copy: Tensor  # whether the slot before holds the same ancestor, bool [N, B]
+    ancestors: Tensor  # int64 [N, B]
     last: LastMove
     generator: torch.Generator
 
+    @property
+    def movable(self) -> Tensor:
+        """Trajectories of resampled problems that are not halted, bool `[N, B]`."""
+        slots = self.resampled.expand(self.state.log_psi.shape)
+        return slots if self.state.halted is None else slots & ~self.state.halted
+
+    @property
+    def prior(self) -> Any:
+        """The law that the last noise came from."""
+        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
+        return chain.prior(self.last.proposal, self.state.t * chain.transitions - 1)
+
+    def move(self, noise: Tensor) -> Any:
+        """The state that other noise would have led to."""
+        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
+        return chain.move(self.last.proposal, noise)
+
     def log_psi(self, latent: Any) -> Tensor:
-        """The potential of other states at the same depth, `[N, B]`."""
+        """The potential of other states at this depth, `[N, B]`."""
         algorithm = self.algorithm
         if algorithm.potential is None:
             return torch.zeros_like(self.state.log_psi)
@@ -229,6 +246,8 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         # Propagate
         moved = algorithm.kernel.move(state.latent, state.t, state.seed)
         t = state.t + 1
+        if algorithm.rejuvenate is not None and moved.observed:
+            raise ValueError("rejuvenate needs a step that observes nothing: it cannot weigh an observation anew")
         log_factor, latent, halted, done = moved.log_factor, moved.latent, state.halted, state.done
         if algorithm.masked:
             latent, log_factor = _stand_still(state, latent, log_factor)
@@ -276,9 +295,7 @@ def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | No
     log_weights = torch.where(due & ~_all_dead(state.log_weights), -_log(n), state.log_weights)
     state = state._replace(latent=latent, log_psi=log_psi, halted=halted, last=last, log_weights=log_weights)
     if algorithm.rejuvenate is not None and state.last is not None:
-        copy = torch.zeros_like(ancestors, dtype=torch.bool)
-        copy[1:] = ancestors[1:] == ancestors[:-1]
-        seen = Rejuvenation(algorithm, state, due, copy, state.last, generator)
+        seen = Rejuvenation(algorithm, state, due, ancestors, state.last, generator)
         latent, log_psi, noise = algorithm.rejuvenate(seen)
         last = state.last._replace(noise=noise)
         state = state._replace(latent=latent, log_psi=log_psi, last=last)

@@ -227,7 +227,7 @@ class _Run:
             objective.depth,
             self.config.seed,
             staggered=self.chain.homogeneous and objective.gradient != "full",
-            shared=objective.bound == "iwae",
+            shared=objective.bound != "elbo",
             by_pair=self.config.draw == "pair",
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,

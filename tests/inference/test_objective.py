@@ -213,7 +213,8 @@ BAD = [
     ({"balance": 2.0}, "balance must be None or between 0 and 1, got 2.0"),
     ({"kl": "first"}, "kl must be one of every, last, got 'first'"),
     ({"gradient": "none"}, "gradient must be one of transition, step, full, got 'none'"),
-    ({"bound": "fivo"}, "bound must be one of elbo, iwae, got 'fivo'"),
+    ({"bound": "vae"}, "bound must be one of elbo, iwae, fivo, got 'vae'"),
+    ({"ess_threshold": -1.0}, "ess_threshold must be at least 0, got -1.0"),
 ]
 IWAE: dict[str, Any] = {"bound": "iwae", "beta": 1.0, "gradient": "step", "target": fixed}
 NO_IWAE: list[dict[str, Any]] = [
@@ -418,6 +419,41 @@ def test_iwae_weighs_only_what_the_guide_drew(carry: float) -> None:
     exact = Exact(3).log_p(1)
     mean, error = mean_and_error(-step_losses(1, 4_096, 20, 20, transitions=3, carry=carry, **IWAE_STEP))
     assert exact - 0.01 < mean < exact + 4 * error
+
+
+FIVO: dict[str, Any] = {"bound": "fivo", "gradient": "full", "carry": 0.0}
+
+
+def test_fivo_that_never_resamples_is_iwae() -> None:
+    """Same seeds, same draws; float32 sums in another order."""
+    choices: dict[str, Any] = {"gradient": "full", "carry": 0.0}
+    iwae = step_losses(3, 8, 5, 20, **choices, bound="iwae")
+    assert torch.allclose(step_losses(3, 8, 5, 20, **FIVO, ess_threshold=0.0), iwae, atol=1e-5)
+    assert not torch.allclose(step_losses(3, 8, 5, 20, **FIVO, ess_threshold=1.0), iwae, atol=1e-3)
+
+
+@pytest.mark.parametrize("ess_threshold", [0.5, 1.0])
+def test_fivo_is_the_log_of_an_unbiased_estimate(ess_threshold: float) -> None:
+    """One problem a run, so that a loss is one -log Z: E[Z] = p(y at every step); one two-sided comparison each."""
+    losses = step_losses(3, 4, 800, 1, **FIVO, ess_threshold=ess_threshold)
+    assert losses.std() <= 0.5  # else a mean of Z says little
+    mean, error = mean_and_error((-losses).exp())
+    assert abs(mean - math.exp(Exact().log_p_every(3))) < 4 * error
+
+
+def test_fivo_has_gradients_for_chain_and_guide() -> None:
+    torch.manual_seed(0)
+    chain, guide = Ladder(), LadderGuide()
+    config = ObjectiveConfig(depth=S, target=fixed, beta=1.0, particles=2, **FIVO)
+    Objective(chain, guide, config)(one_answer()).loss.backward()
+    for parameter in (*chain.parameters(), *guide.parameters()):
+        assert parameter.grad is not None and bool(parameter.grad.any())
+
+
+@pytest.mark.parametrize("change", [{"carry": 0.5}, {"gradient": "step"}])
+def test_fivo_filters_whole_trajectories_of_the_guide(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match='^bound="fivo" filters a whole trajectory'):
+        ObjectiveConfig(**{"beta": 1.0, "target": fixed} | FIVO | change)
 
 
 # -- targets ----------------------------------------------------------------------------------------------

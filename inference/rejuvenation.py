@@ -1,0 +1,73 @@
+"""Rejuvenation: copies that resampling made become different again, without leaving the target.
+
+    eps' = m + rho (eps - m) + sqrt(1 - rho²) s xi,   xi ~ N(0, 1)        the prior N(m, s²) is left invariant
+    accepted with probability min(1, psi_t(h') / psi_t(h))                so gamma_t is, too
+
+Only the noise of the last transition moves: a move costs the decoder and the heads, no evaluation of f. *All*
+trajectories of a resampled problem move: to move only the copies would favour some weights, and bias Z.
+
+Sources: Gilks and Berzuini 2001 (resample-move); Cotter, Roberts, Stuart and White, arXiv 1202.0709 (pCN).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from probgram import state as trees
+
+if TYPE_CHECKING:
+    from probgram.inference.smc import Rejuvenation
+
+
+@dataclass(frozen=True)
+class Pcn:
+    """Preconditioned Crank-Nicolson moves on the last noise; `pcn` is its name in calls.
+
+    Attributes:
+        rho: correlation of the proposal with what was, in [0, 1); 0 draws anew.
+        moves: how many, one after the other.
+    """
+
+    rho: float = 0.7
+    moves: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rho < 1:
+            raise ValueError(f"rho must be at least 0 and below 1, got {self.rho}")
+        if self.moves < 1:
+            raise ValueError(f"moves must be at least 1, got {self.moves}")
+
+    def __call__(self, seen: "Rejuvenation") -> tuple[Any, Tensor, Tensor]:
+        """The latent, its log psi and its last noise after the moves."""
+        loc, scale = gaussian_prior(seen)
+        latent, log_psi, noise = seen.state.latent, seen.state.log_psi, seen.last.noise
+        for _ in range(self.moves):
+            fresh = torch.empty_like(noise).normal_(generator=seen.generator)
+            proposed = loc + self.rho * (noise - loc) + (1 - self.rho**2) ** 0.5 * scale * fresh
+            moved = seen.move(proposed)
+            moved_psi = seen.log_psi(moved)
+            uniform = torch.empty_like(log_psi).uniform_(generator=seen.generator)
+            accepted = (uniform.log() < moved_psi - log_psi) & seen.movable
+            latent = trees.where(accepted, moved, latent)
+            noise = trees.where(accepted, proposed, noise)
+            log_psi = torch.where(accepted, moved_psi, log_psi)
+        return latent, log_psi, noise
+
+
+pcn = Pcn
+
+
+def gaussian_prior(seen: "Rejuvenation") -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the last transition's prior.
+
+    Raises:
+        ValueError: it is no Gaussian with independent elements.
+    """
+    prior = seen.prior
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    if not isinstance(base, Normal):
+        raise ValueError(f"rejuvenation moves Gaussian noise, and the prior is {type(base).__name__}")
+    return base.loc, base.scale
