@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from probgram.inference.handlers import guided, start, weighted
 from probgram.inference.sampling import as_problems, sample
 from probgram.inference.selection import best, first_verified, vote
 from probgram.tasks import UnknownAnswers
+from probgram.trajectories import Trajectories
 
 BATCH = 2_048  # trajectories at a time: bounds memory, changes no law
 
@@ -74,8 +76,9 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     problems: int | None = None,
     halt_probability: float | None = None,
+    run: Callable[..., Trajectories] = sample,
 ) -> Report:
-    """Evaluate prior samples on a task's problems.
+    """Evaluate prior trajectories on a task's problems.
 
     Args:
         chain: trained.
@@ -86,11 +89,12 @@ def evaluate(
         seeds: one run each; at least 3 for a figure to publish.
         problems: a seeded subset of so many problems; None: all.
         halt_probability: freeze a trajectory once its halt head is so sure that its answer is right; None: never.
+        run: draws the trajectories, with the arguments of `sample`: for a filter `partial(smc.run, potential=...)`.
 
     Returns:
-        Validity of one draw, accuracy of each selection rule, oracle pass@N, coverage (macro and pooled, all
-        problems and those with several solutions), total variation, each with its limits, and the cost. Where
-        the task cannot enumerate solutions, coverage and total variation are left out.
+        Validity of one draw (by weight), accuracy of each selection rule, oracle pass@N, coverage (macro and
+        pooled, all problems and those with several solutions), total variation, each with its limits, and the
+        cost. Where the task cannot enumerate solutions, coverage and total variation are left out.
 
     Raises:
         ValueError: no seeds, or an unknown split.
@@ -107,7 +111,10 @@ def evaluate(
     figures: dict[str, list[float]] = {}
     started = time.perf_counter()
     for seed in seeds:
-        for name, value in _one_seed(chain, task, x, solutions, width, depth, seed, halt_probability).items():
+        draw = partial(
+            run, chain, width=width, depth=depth, seed=seed, keep="last", halt_probability=halt_probability
+        )
+        for name, value in _one_seed(draw, task, x, solutions, max(1, BATCH // width)).items():
             figures.setdefault(name, []).append(value)
     about = {
         "task": task.name,
@@ -124,24 +131,17 @@ def evaluate(
 
 
 def _one_seed(
-    chain: Chain,
-    task: Any,
-    x: Any,
-    solutions: metrics.Solutions | None,
-    width: int,
-    depth: int,
-    seed: int,
-    halt_probability: float | None,
+    draw: Callable[..., Trajectories], task: Any, x: Any, solutions: metrics.Solutions | None, rows: int
 ) -> dict[str, float]:
-    rows = max(1, BATCH // width)
-    parts, selected = [], []
+    parts, weights, selected = [], [], []
     for row in range(0, len(x), rows):
-        run = sample(chain, x[row : row + rows], width, depth, seed, keep="last", halt_probability=halt_probability)
+        run = draw(x[row : row + rows])
         rules = {"vote": vote(run).answers, "first_verified": first_verified(run, task).answers}
         rules |= {f"best_by_{head}": best(run, head=head).answers for head in run.heads}
         selected.append({k: task.verify(run.x, v).float().cpu().numpy() for k, v in rules.items()})
         parts.append(run.answers[-1].cpu().numpy())
-    figures = metrics.summarize(task, x, np.concatenate(parts, 1), solutions)
+        weights.append(run.weights[-1].cpu().numpy())
+    figures = metrics.summarize(task, x, np.concatenate(parts, 1), solutions, np.concatenate(weights, 1))
     accuracy = {f"selected_{k}": float(np.concatenate([s[k] for s in selected]).mean()) for k in selected[0]}
     first = {k: figures.pop(k) for k in ("valid", "pass_at_n")}
     return first | accuracy | figures

@@ -4,8 +4,9 @@
     h_t ~ p(h_t | h_{t-1})             eps_t, one transition a step (T = 1): depth is time
     x_t ~ p(x_t | h_t)                 observed inside the step, site `obs_t`
 
-The problem x is the observed series; past its end a step observes nothing, and the chain forecasts. Nothing
-is random before the first step: the law of h_1 is the prior at t = 0.
+The problem x is the observed series; NaN (for symbols: below 0) was not observed. Past its end a step samples what
+it would observe, and the chain forecasts. Nothing is random before the first step: the law of h_1 is the prior at
+t = 0.
 
 The smoothers are guides that look ahead: q(eps_t | u_t, x_{t:}) ∝ p(eps_t | u_t) ψ_t(h_t)^power, with
 ψ_t(h) = p(x_{t:} | h) from a backward pass. At power 1 this is the exact conditional law, and the weight of
@@ -16,6 +17,7 @@ hidden Markov models", 1989, section III; Chopin and Papaspiliopoulos, "An Intro
 Carlo", 2020, chapters 5 (look-ahead as a change of measure), 6 (finite spaces), 7 (linear-Gaussian models).
 """
 
+import math
 from typing import NamedTuple
 
 import pyro
@@ -36,10 +38,15 @@ class _StateSpace(Chain):
             self.register_buffer(name, table)
 
     def step(self, state: Tensor, t: int, context: Tensor) -> Tensor:
-        """One transition, then the observation of x_t, where the series `[B, time, Y]` has one."""
+        """One transition, then x_t: observed as far as the series `[B, time, Y]` goes, sampled past its end."""
         state = super().step(state, t, context)
-        if t < context.shape[1]:
-            pyro.sample(f"obs_{t}", self.readout(state), obs=context[:, t])
+        law = self.readout(state)
+        if t >= context.shape[1]:
+            pyro.sample(f"obs_{t}", law)
+        elif context.is_floating_point():  # NaN is for the handlers that weigh
+            pyro.sample(f"obs_{t}", law, obs=context[:, t])
+        else:
+            pyro.sample(f"obs_{t}", law.mask(context[:, t, 0] >= 0), obs=context[:, t].clamp(min=0))
         return state
 
 
@@ -103,16 +110,28 @@ class LinearGaussian(_StateSpace):
         """p(x_t | h_t) = N(C h_t, R)."""
         return dist.MultivariateNormal(state @ self.emission.T, self.emission_noise)
 
+    def log_transition(self, state: Tensor, next_state: Tensor, t: int, context: Tensor) -> Tensor:
+        """Log p(h_{t+1} | h_t) of the draw at step t, which at t = 0 ignores `state`; broadcasts."""
+        proposal = self.mean.expand_as(state) if t == 0 else self.propose(state, context, t)
+        return self.prior(self.mean, t).log_prob(next_state - proposal)
+
     def log_evidence(self, x: Tensor) -> Tensor:
         """Exact log p(x) in nats by the Kalman filter, float64 `[B]`; x `[B, time, Y]`."""
         x = self.encode(x).double()
         a, q, c, r, mean, p = (table.double() for table in self.buffers())
         total = x.new_zeros(len(x))
+        p = p.expand(len(x), *p.shape)  # differs between problems where something is missing
         for t in range(x.shape[1]):
-            innovation, spread = x[:, t] - mean @ c.T, c @ p @ c.T + r
+            seen = (~x[:, t].isnan()).to(x)  # [B, Y]
+            emission = seen[..., None] * c  # a missing element becomes an independent N(0, 1) at its mean
+            noise = seen[..., None] * r * seen[:, None] + torch.diag_embed(1 - seen)
+            innovation = torch.where(seen > 0, x[:, t] - mean @ c.T, 0.0)
+            spread = emission @ p @ emission.mT + noise
             total = total + dist.MultivariateNormal(torch.zeros_like(innovation), spread).log_prob(innovation)
-            gain = torch.linalg.solve(spread, c @ p).T  # P Cᵀ S⁻¹, [D, Y]
-            mean, p = (mean + innovation @ gain.T) @ a.T, a @ (p - gain @ c @ p) @ a.T + q
+            total = total + 0.5 * math.log(2 * math.pi) * (1 - seen).sum(-1)  # whose density is taken out again
+            gain = torch.linalg.solve(spread, emission @ p).mT  # P Cᵀ S⁻¹, [B, D, Y]
+            mean = (mean + (gain @ innovation[..., None])[..., 0]) @ a.T
+            p = a @ (p - gain @ emission @ p) @ a.T + q
         return total
 
 
@@ -134,6 +153,8 @@ class LinearGaussianSmoother(Guide):
     def encode(self, y: Tensor) -> GaussianLookahead:
         """Run the backward pass over the series `[B, time, Y]`, in float64."""
         x = self.chain.encode(y).double()
+        if bool(x.isnan().any()):
+            raise ValueError("the series must be observed throughout: this smoother cannot leave an x_t out")
         a, q, c, r, _, p = (table.double() for table in self.chain.buffers())
         seen, identity = torch.linalg.solve(r, c), torch.eye(len(a)).to(q)  # R⁻¹ C, [Y, D]
         future, future_shift = torch.zeros_like(q), x.new_zeros(len(x), len(a))
@@ -204,10 +225,15 @@ class HiddenMarkov(_StateSpace):
         """p(x_t | h_t), one token."""
         return dist.Categorical(logits=self.emission[state][..., None, :]).to_event(1)
 
+    def log_transition(self, state: Tensor, next_state: Tensor, t: int, context: Tensor) -> Tensor:
+        """Log p(h_{t+1} | h_t) of the draw at step t, which at t = 0 ignores `state`; broadcasts."""
+        state, next_state = torch.broadcast_tensors(state, next_state)
+        return self.first[next_state] if t == 0 else self.rows[state, next_state]
+
     def log_evidence(self, x: Tensor) -> Tensor:
         """Exact log p(x) in nats by the forward algorithm, float64 `[B]`; x `[B, time]`."""
         first, rows, emission = (table.double() for table in self.buffers())
-        seen = emission.T[self.encode(x)[..., 0]]  # [B, time, K]
+        seen = _seen(emission, self.encode(x)[..., 0])
         forward = first + seen[:, 0]
         for t in range(1, x.shape[1]):
             forward = (forward[..., None] + rows).logsumexp(-2) + seen[:, t]
@@ -224,7 +250,7 @@ class HiddenMarkovSmoother(Guide):
     def encode(self, y: Tensor) -> Tensor:
         """Run the backward pass over the series `[B, time]`: log ψ_t(h), float64 `[time, B, K]`."""
         _, rows, emission = (table.double() for table in self.chain.buffers())
-        seen = emission.T[self.chain.encode(y)[..., 0]]  # [B, time, K]
+        seen = _seen(emission, self.chain.encode(y)[..., 0])
         lookahead = [seen[:, -1]]
         for t in reversed(range(seen.shape[1] - 1)):
             lookahead.append(seen[:, t] + (lookahead[-1][:, None] + rows).logsumexp(-1))
@@ -235,3 +261,8 @@ class HiddenMarkovSmoother(Guide):
         if t >= len(evidence):
             return self.chain.prior(proposal, t)
         return dist.Categorical(logits=proposal + (self.power * evidence[t]).to(proposal))
+
+
+def _seen(emission: Tensor, series: Tensor) -> Tensor:
+    """Log p(x_t | h_t) for each state, `[B, time, K]`; 0 where nothing was observed."""
+    return torch.where(series[..., None] < 0, 0.0, emission.T[series.clamp(min=0)])

@@ -9,6 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,18 @@ Seed = Annotated[int, typer.Option(min=0, help="Same seed, same device, same num
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no pictures, tables or progress.")]
+Potential = Annotated[
+    str | None,
+    typer.Option(
+        help="Filter: keep trajectories by value, halt or energy, with powers and products (value^4*energy)."
+    ),
+]
+Resample = Annotated[
+    str, typer.Option(help="Scheme: systematic, stratified, multinomial, residual, ssp, killing; none only weighs.")
+]
+Ess = Annotated[
+    float, typer.Option(min=0.0, help="Resample where the effective sample size is at most this share.")
+]
 
 
 @app.callback()
@@ -82,6 +95,9 @@ def solve(
     width: Width = 20,
     depth: Depth = 16,
     seed: Seed = 0,
+    potential: Potential = None,
+    resample: Resample = "systematic",
+    ess: Ess = 0.5,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -96,6 +112,8 @@ def solve(
 
     `cat board.txt | probgram solve queens8 --json`
 
+    `probgram solve queens8 --board ". . . . . . . ." --potential energy --ess 0.5`  trajectories are resampled
+
     Exits with 1 when every answer to a problem fails verification.
     """
     if board is not None and file is not None:
@@ -105,10 +123,18 @@ def solve(
     family = _trained_on(chain) if task is None else _task(task)
     from probgram.solve import solve as answer
 
-    solutions = [answer(chain, text, width, depth, seed, family) for text in texts]
+    choices = _filter(potential, resample, ess, family)
+    solutions = [answer(chain, text, width, depth, seed, family, **choices) for text in texts]
     if as_json:
         _print_json(
-            "solve", weights=weights, width=width, depth=depth, seed=seed, problems=[_plain(s) for s in solutions]
+            "solve",
+            weights=weights,
+            width=width,
+            depth=depth,
+            seed=seed,
+            potential=potential,
+            resample=resample if choices else None,
+            problems=[_plain(s) for s in solutions],
         )
     elif not quiet:
         for solution in solutions:
@@ -197,6 +223,9 @@ def evaluate(
         str, typer.Option(help="Of the trajectories, with commas; at least three to publish.")
     ] = "0,1,2",
     problems: Annotated[int | None, typer.Option(min=1, help="A seeded subset of so many. Default: all.")] = None,
+    potential: Potential = None,
+    resample: Resample = "systematic",
+    ess: Ess = 0.5,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -218,7 +247,14 @@ def evaluate(
     chain = _chain(weights, device)
     family = _trained_on(chain) if task is None else _task(task)
     _check_data(chain, family)
-    report = measure(chain, family, split, width, depth, chosen, problems)
+    choices = _filter(potential, resample, ess, family)
+    how: dict[str, Any] = {}
+    if choices:
+        from probgram.inference import smc
+
+        how["run"] = partial(smc.run, **choices)
+    report = measure(chain, family, split, width, depth, chosen, problems, **how)
+    report.about.update({"potential": potential, "resample": resample, "ess": ess} if choices else {})
     if as_json:
         _print_json("evaluate", weights=weights, figures=report.figures, limits=report.limits, about=report.about)
     elif not quiet:
@@ -364,6 +400,37 @@ def _task(text: str) -> "Task":
 
 def _task_flag(data: str) -> str:
     return f" --task {shlex.quote(data)}" if ":" in data or data.endswith(".npz") else ""
+
+
+def _filter(potential: str | None, resample: str, ess: float, task: "Task") -> dict[str, Any]:
+    """The arguments of a filter; none where no potential is named."""
+    if potential is None:
+        return {}
+    from probgram.inference import resampling
+
+    names = ("systematic", "stratified", "multinomial", "residual", "ssp", "killing")
+    if resample not in (*names, "none"):
+        raise ValueError(f"resample must be one of {', '.join(names)} or none, got {resample!r}")
+    scheme = None if resample == "none" else getattr(resampling, resample)
+    return {"potential": _potential(potential, task), "resample": scheme, "ess_threshold": ess}
+
+
+def _potential(text: str, task: "Task") -> Any:
+    """A potential from words: names with powers (`^`), multiplied (`*`)."""
+    from probgram.inference import potentials
+
+    product: Any = None
+    for factor in text.split("*"):
+        name, _, power = factor.strip().partition("^")
+        if name not in ("value", "halt", "energy"):
+            raise ValueError(f"potential must be made of value, halt and energy, got {text!r}")
+        one = potentials.energy(task) if name == "energy" else getattr(potentials, name)
+        try:
+            one = one ** float(power) if power else one
+        except ValueError:
+            raise ValueError(f"the power in potential {text!r} must be a number, got {power!r}") from None
+        product = one if product is None else product * one
+    return product
 
 
 # -- showing --------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from probgram.trajectories import Trajectories
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from probgram.chain import Chain
@@ -53,8 +55,10 @@ def solve(
     depth: int = 16,
     seed: int = 0,
     task: "Task | str | None" = None,
+    potential: "Callable[..., Tensor] | None" = None,
+    **filter: Any,
 ) -> Solution:
-    """Answer one problem with `width` independent trajectories.
+    """Answer one problem with `width` trajectories: independent ones, or under a potential a particle filter's.
 
     Args:
         model: a shipped name ("queens8"), a weight file, or a chain.
@@ -63,6 +67,9 @@ def solve(
         depth: depth steps.
         seed: same seed, same answers.
         task: the problem family, or the name of a built-in one; None: the one the weights were trained on.
+        potential: what makes a trajectory worth keeping between depth steps, `probgram.inference.potentials`;
+            None: nothing, the trajectories are independent.
+        **filter: under a potential, further arguments of `smc.run`: `resample`, `ess_threshold`, ...
 
     Returns:
         The distinct answers with their shares, each verified, on the host.
@@ -81,7 +88,14 @@ def solve(
     elif isinstance(task, str):
         task = tasks.from_name(task)
     x = task.encode(problem)
-    run = sample(chain, x, width, depth, seed, task=task.name)
+    if potential is None:
+        if filter:
+            raise ValueError(f"{', '.join(filter)} says how to filter, which needs a potential")
+        run = sample(chain, x, width, depth, seed, task=task.name)
+    else:
+        from probgram.inference import smc
+
+        run = smc.run(chain, x, width=width, depth=depth, seed=seed, task=task.name, potential=potential, **filter)
     answers, shares = (part.cpu() for part in run.distinct(0))
     try:
         verified = task.verify(run.x[0].cpu(), answers)

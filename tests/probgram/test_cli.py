@@ -130,13 +130,28 @@ def test_a_board_is_solved_and_drawn():
 def test_json_names_its_schema_and_holds_every_answer():
     content = parsed(probgram("solve", "queens8", "--board", ROW, *SMALL, "--seed", 5, "--json"))
     (problem,) = content.pop("problems")
-    settings = {"weights": "queens8", "width": 4, "depth": 2, "seed": 5}
+    settings = {"weights": "queens8", "width": 4, "depth": 2, "seed": 5, "potential": None, "resample": None}
     assert content == {"schema": "probgram.solve/1"} | settings
     task = tasks.Queens(8)
     assert problem["task"] == "queens8" and problem["x"] == task.encode(ROW).tolist()
     assert sum(answer["share"] for answer in problem["answers"]) == pytest.approx(1)
     for answer in problem["answers"]:
         assert answer["verified"] == bool(task.verify(np.array(problem["x"]), np.array(answer["y"])))
+
+
+def test_a_potential_filters_the_trajectories():
+    """An energy leaves wrong boards hardly any weight: exp(-2) or less of a right one's."""
+    board = ["solve", "queens8", "--board", ROW, "--width", 32, "--depth", 2, "--json"]
+    plain = parsed(probgram(*board))
+    content = parsed(probgram(*board, "--potential", "energy*value^0", "--resample", "none", "--ess", 0.7))
+    assert (content["potential"], content["resample"]) == ("energy*value^0", "none")
+
+    def right(of: dict) -> float:
+        return sum(answer["share"] for answer in of["problems"][0]["answers"] if answer["verified"])
+
+    assert 0.05 < right(plain) < 0.95  # two depth steps: some are wrong
+    odds = right(content) / (1 - right(content)) * (1 - right(plain)) / right(plain)
+    assert odds > np.exp(2) - 1e-3
 
 
 def test_the_same_seed_prints_the_same():
@@ -194,6 +209,12 @@ def test_a_board_without_a_right_answer_exits_with_one(tmp_path):
         (["queens8"], "standard input holds no problem"),
         (["queens9", "--board", ROW], r"no weights are called 'queens9': expected .* \['queens8'\]"),
         (["blank.txt", "--board", ROW], "blank.txt is not a whole safetensors file"),
+        (["queens8", "--board", ROW, "--potential", "luck"], "made of value, halt and energy, got 'luck'"),
+        (
+            ["queens8", "--board", ROW, "--potential", "value^x"],
+            "the power in potential 'value.x' must be a number",
+        ),
+        (["queens8", "--board", ROW, "--potential", "value", "--resample", "all"], "resample must be one of syst"),
         (["queens8", "--board", ROW, "--device", "toaster"], "device must be cpu, cuda or mps, got 'toaster'"),
         (["queens8", "--board", ROW, "--task", "chess"], "no task is called 'chess'"),
         (["queens8", "--board", "5 . . . . .", "--task", "queens6:"], "the task 'queens6:' cannot be imported"),
@@ -346,6 +367,8 @@ def test_evaluation_finds_the_task_of_shipped_weights_and_prints_a_table():
     assert (result.exit_code, result.stderr) == (0, "")
     for words in ("queens8", "pass at n", "one answer"):
         assert words in result.stdout
+    filtered = probgram("evaluate", "queens8", *SMALL, "--problems", 2, "--seeds", "0", "--potential", "value^2")
+    assert "potential value^2" in " ".join(filtered.stdout.split()), filtered.output
     quiet = probgram("evaluate", "queens8", *SMALL, "--problems", 1, "--seeds", "0", "--quiet")
     assert (quiet.exit_code, quiet.output) == (0, "")
 
