@@ -175,16 +175,23 @@ class Likelihood(Potential):
     def __call__(self, view: View) -> Tensor:
         """Log psi, `[N, B]`."""
         device = view.problem.device
+        if view._problems is not None and len(self.y) not in (1, len(view._problems)):
+            raise ValueError(
+                f"y must be one answer or one for each of {len(view._problems)} problems, got {len(self.y)}"
+            )
         rows = view.problem if len(self.y) > 1 else torch.zeros_like(view.problem)
         y, observed = self.y.to(device)[rows], self.observed.to(device)[rows]
         readout = view.readout
-        base = getattr(readout, "base_dist", None)
-        if base is None or tuple(base.batch_shape[-1:]) != tuple(y.shape[-1:]):
-            if not bool(self.observed.all()):
-                raise ValueError("the readout has no independent tokens, so all of y must be observed")
+        base, logits = getattr(readout, "base_dist", None), getattr(readout, "logits", None)
+        if logits is not None and tuple(logits.shape[-2:-1]) == tuple(y.shape[-1:]):  # tokens, as GRAM's
+            law = torch.distributions.Categorical(logits=logits, validate_args=False)
+            log_p = torch.where(observed, law.log_prob(y.clamp(min=0)), 0.0).sum(-1)
+        elif base is not None and tuple(base.batch_shape[-1:]) == tuple(y.shape[-1:]):
+            log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
+        elif bool(self.observed.all()):
             log_p = readout.log_prob(y)
         else:
-            log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
+            raise ValueError("the readout has no independent tokens, so all of y must be observed")
         if not self.anneal:
             return log_p
         share = torch.as_tensor(view.t / view.depth, device=device).clamp(max=1.0)

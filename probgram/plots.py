@@ -1,4 +1,4 @@
-"""Pictures: a training run's curves, coverage against width beside its limits, answers over depth."""
+"""Pictures: a training run's curves, coverage against width beside its limits, answers and ancestry over depth."""
 
 import itertools
 import json
@@ -113,6 +113,56 @@ def answers_over_depth(run: "Trajectories", task: "Task", problem: int = 0, axis
     picture = np.where((number >= 0)[..., None], colours[number.clip(min=0)], (0.85, 0.85, 0.85, 1.0))
     axis.imshow(picture.swapaxes(0, 1), aspect="auto", interpolation="none")
     axis.set_xticks(range(len(one.depths)), [str(depth) for depth in one.depths])
+    axis.set_xlabel("depth step")
+    axis.set_ylabel("trajectory")
+    return axis
+
+
+def genealogy(
+    run: "Trajectories", task: "Task | None" = None, problem: int = 0, axis: "Axes | None" = None
+) -> "Axes":
+    """Draw who descends from whom: a dot a trajectory and depth step, a line to its ancestor.
+
+    Lines that reach the last depth step are dark, those that were dropped on the way pale. Dots are as large as
+    their weight; with a task, those whose answer is right are filled.
+
+    Args:
+        run: made with `keep="paths"`.
+        task: verifies the answers; None: all dots are filled.
+        problem: index among the B problems.
+        axis: drawn on, or a new one.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.collections import LineCollection
+
+    one = run[problem]
+    weights = one.weights[..., 0].cpu().numpy()  # [S, N]
+    steps, width = weights.shape
+    own = np.broadcast_to(np.arange(width), (steps, width))
+    ancestors = own if one.ancestors is None else one.ancestors[..., 0].cpu().numpy()
+    alive = np.zeros((steps, width), dtype=bool)
+    np.put_along_axis(alive, one.lines()[..., 0].cpu().numpy(), True, 1)
+    right = alive | True
+    if task is not None:
+        right = np.asarray(task.verify(one.x[0].cpu().numpy(), one.answers[:, :, 0].cpu().numpy()))
+    if axis is None:
+        axis = plt.subplots(figsize=(0.6 * steps + 1, 0.15 * width + 1), layout="constrained")[1]
+    depths = np.asarray(one.depths)
+    pairs = [
+        (((depths[s - 1], ancestors[s, i]), (depths[s], i)), alive[s, i])
+        for s in range(1, steps)
+        for i in range(width)
+    ]
+    for kept, colour, thickness in ((False, "0.85", 0.8), (True, "0.25", 1.2)):
+        segments = [segment for segment, living in pairs if living == kept]
+        axis.add_collection(LineCollection(segments, colors=colour, linewidths=thickness, zorder=1 + kept))
+    x, y = np.meshgrid(depths, np.arange(width), indexing="ij")
+    for filled in (False, True):
+        chosen = right == filled
+        face = "C0" if filled else "white"
+        axis.scatter(x[chosen], y[chosen], 4 + 40 * weights[chosen] * width / 4, face, edgecolors="C0", zorder=3)
+    axis.set_xticks(depths)
     axis.set_xlabel("depth step")
     axis.set_ylabel("trajectory")
     return axis

@@ -64,3 +64,21 @@ def test_a_training_curve_needs_lines():
 def test_a_width_curve_dashes_its_limits():
     axis = plots.width_curve([1, 2], {"chain": [0.5, 0.6]}, {"uniform draws": [0.5, 0.7]})
     assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+
+
+def test_the_genealogy_draws_survivors_dark_and_right_answers_filled(run):
+    from dataclasses import replace
+
+    ancestors = torch.tensor([[0, 1, 2], [1, 1, 0]], dtype=torch.int32)[..., None]  # slot 2 was dropped
+    axis = plots.genealogy(replace(run, ancestors=ancestors), tasks.Queens(4))
+    pale, dark = (collection.get_segments() for collection in axis.collections[:2])
+    assert len(pale) == 0 and len(dark) == 3  # all of the last depth step survive
+    assert sorted(segment[0, 1] for segment in dark) == [0, 1, 1]
+    wrong, right = axis.collections[2:]
+    assert (len(wrong.get_offsets()), len(right.get_offsets())) == (2, 4)
+    three = replace(
+        run, answers=run.answers[[0, 0, 1]], log_weights=torch.zeros(3, 3, 1), depths=(),
+        ancestors=torch.cat([ancestors[:1], ancestors[:1], ancestors[1:]]),
+    )  # fmt: skip
+    pale, dark = (collection.get_segments() for collection in plots.genealogy(three).collections[:2])
+    assert (len(pale), len(dark)) == (1, 5)  # slot 2 lived for one step, and left nobody
