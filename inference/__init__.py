@@ -1,4 +1,4 @@
-"""Inference for any chain: training, sampling, selection, evaluation."""
+"""Inference for any chain: training, sampling, the particle filter (`smc`), selection, evaluation."""
 
 if not __name__.startswith("probgram."):
     raise ImportError("import probgram.inference, not inference: from here every class would exist twice")
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probgram.inference.evaluation import Report as Report
     from probgram.inference.evaluation import evaluate as evaluate
     from probgram.inference.evaluation import evidence_bound as evidence_bound
+    from probgram.inference.forecasting import forecast as forecast
     from probgram.inference.handlers import guided as guided
     from probgram.inference.handlers import weighted as weighted
     from probgram.inference.objective import Objective as Objective
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from probgram.inference.selection import first_verified as first_verified
     from probgram.inference.selection import posterior as posterior
     from probgram.inference.selection import vote as vote
+    from probgram.inference.smc_filter import SMCFilter as SMCFilter
     from probgram.inference.svi import fit as fit
     from probgram.inference.svi import fit_heads as fit_heads
 
@@ -33,6 +35,8 @@ _HOMES = {
     "best": "probgram.inference.selection",
     "first_verified": "probgram.inference.selection",
     "posterior": "probgram.inference.selection",
+    "forecast": "probgram.inference.forecasting",
+    "SMCFilter": "probgram.inference.smc_filter",
     "evaluate": "probgram.inference.evaluation",
     "evidence_bound": "probgram.inference.evaluation",
     "Report": "probgram.inference.evaluation",

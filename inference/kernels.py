@@ -385,7 +385,7 @@ def _rows(args: tuple[Any, ...], problems: int, rows: Tensor) -> tuple[Any, ...]
 
     def pick(arg: Any) -> Any:
         if isinstance(arg, Tensor):
-            return arg[rows] if problems > 1 or (arg.dim() > 0 and len(arg) == problems) else arg
+            return arg[rows] if arg.dim() > 0 and len(arg) == problems else arg
         if isinstance(arg, dict):
             return {key: pick(part) for key, part in arg.items()}
         if isinstance(arg, tuple | list):

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from probgram.state import widest
 
@@ -101,7 +102,7 @@ def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     Copies of i differ from N·W_i by less than one. Ancestors are non-decreasing down each column. O(N).
     """
     n = len(log_weights)
-    below = (n * _cumulative(log_weights) - uniforms).ceil()  # points (j + u) / N below each cumulative weight
+    below = _cumulative(log_weights).mul_(n).sub_(uniforms).ceil_()  # points (j + u) / N below each cumulative weight
     return _from_cumulative_counts(below, log_weights)
 
 
@@ -111,7 +112,7 @@ def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     n = len(log_weights)
     position = n * _cumulative(log_weights)
     stratum = position.floor().clamp(max=n - 1)
-    below = stratum + (uniforms.gather(0, stratum.long()) < position - stratum)
+    below = stratum + (uniforms.gather(0, stratum.long().clamp(min=0)) < position - stratum)
     return _from_cumulative_counts(below, log_weights)
 
 
@@ -188,6 +189,12 @@ def _dead(log_weights: Tensor) -> Tensor:
     return log_weights.amax(0).isneginf()
 
 
+def _top(log_weights: Tensor) -> Tensor:
+    """The largest log weight of each problem, `[B]`; 0 where all vanished."""
+    top = log_weights.detach().amax(0)
+    return top.masked_fill(top.isneginf(), 0.0)
+
+
 def _weights(log_weights: Tensor) -> Tensor:
     """Normalised, `[N, B]`; uniform where all vanished."""
     wide = log_weights.to(widest(log_weights.device)).masked_fill(_dead(log_weights), 0.0)
@@ -196,13 +203,17 @@ def _weights(log_weights: Tensor) -> Tensor:
 
 def _normalised_sum(weights: Tensor) -> Tensor:
     """Cumulative sums that end at exactly 1."""
-    total = weights.cumsum(0)
+    total = weights.cumsum(0, dtype=widest(weights.device))
     last = total[-1:]
-    return (total / last.where(last > 0, torch.ones_like(last))).clamp(max=1.0)
+    return (total / last.where(last > 0, torch.ones_like(last))).clamp_(max=1.0)
 
 
 def _cumulative(log_weights: Tensor) -> Tensor:
-    return _normalised_sum(_weights(log_weights))
+    """Cumulative weights in the widest type, where all vanished zeros; the exponential in the type of the weights."""
+    relative = log_weights.detach() - _top(log_weights)
+    # exp is slow where its result is subnormal; what is below exp(-78) becomes exactly 0 instead.
+    weights = threshold(relative.clamp_(min=-80.0).exp_(), 1e-34, 0.0)
+    return _normalised_sum(weights)
 
 
 def _floor(expected: Tensor) -> Tensor:
@@ -225,11 +236,18 @@ def _points_below(points: Tensor, cumulative: Tensor) -> Tensor:
 
 def _from_cumulative_counts(below: Tensor, log_weights: Tensor) -> Tensor:
     """Ancestors `[N, B]` from the number of copies of slots 0 … i, `[N, B]`, without a search: O(N)."""
-    n = len(below)
-    below = below.long().clamp(0, n)
-    below = torch.cat([below[:-1], torch.full_like(below[-1:], n)])
-    starts = torch.zeros(n + 1, below.shape[1], dtype=torch.long, device=below.device)
-    starts.scatter_add_(0, below, torch.ones_like(below))  # slot j belongs to i once all of 0 … i-1 have ended
+    n, b = below.shape
+    below = below.long().clamp_(0, n)
+    below[-1] = n
+    # Slot j belongs to i once all of 0 … i-1 have ended.
+    if below.device.type == "cpu":  # bincount counts in half the time, but elsewhere it waits for the device
+        flat = below[:, 0] if b == 1 else below.mul_(b).add_(torch.arange(b)).reshape(-1)
+        starts = torch.bincount(flat, minlength=(n + 1) * b).view(n + 1, b)
+    else:
+        starts = torch.zeros(n + 1, b, dtype=torch.long, device=below.device)
+        starts.scatter_add_(0, below, torch.ones_like(below[:1]).expand(n, b))
     ancestors = starts[:-1].cumsum(0)
-    own = torch.arange(n, device=below.device)[:, None]
-    return torch.where(_dead(log_weights), own, ancestors)
+    dead = _dead(log_weights)
+    if dead.device.type == "cpu" and not bool(dead.any()):
+        return ancestors
+    return torch.where(dead, torch.arange(n, device=dead.device)[:, None], ancestors)

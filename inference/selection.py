@@ -52,8 +52,21 @@ def first_verified(run: Trajectories, task: Any, step: int = -1) -> Selection:
     return chosen._replace(score=verified.any(0).to(shares.dtype))
 
 
-def posterior(run: Trajectories, step: int = -1) -> list[DistinctAnswers]:
-    """The posterior over answers of every problem: its distinct answers with their shares."""
+def posterior(run: Trajectories, step: int = -1, untilted: bool = False) -> list[DistinctAnswers]:
+    """The posterior over answers of every problem: its distinct answers with their shares.
+
+    Args:
+        run: of the filter, or independent draws.
+        step: row of the recorded depth steps, by default the last.
+        untilted: divide the potential of the last depth step out, see `Trajectories.untilted`.
+
+    Raises:
+        ValueError: an untilted step that is not the last: its potential was not kept.
+    """
+    if untilted:
+        if step not in (-1, len(run.answers) - 1):
+            raise ValueError(f"only the last depth step can be untilted, got step {step}")
+        run = run.untilted
     return [run.distinct(problem, step) for problem in range(run.problems)]
 
 

@@ -169,6 +169,8 @@ def build(
             raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
     if halt_probability is not None and not 0 < halt_probability < 1:
         raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
+    if decode not in ("mode", "sample"):
+        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
     kernel = as_kernel(model, args, guide, evidence, problems, device, strict)
     if rejuvenate is not None:
         if not isinstance(kernel, PyroKernel) or not isinstance(model, Chain) or guide is not None:
@@ -189,6 +191,8 @@ def build(
         depth = depth.repeat_interleave(islands) if isinstance(depth, Tensor) else depth
     if resample is not None and not isinstance(resample, Adaptive):
         resample = adaptive(resample, ess_threshold)
+    if resample is not None and getattr(resample.scheme, "conditional", False):
+        raise TypeError("resample must be a scheme of probgram.inference.resampling, not one for conditional SMC")
     return Filter(
         kernel,
         int(width),
@@ -219,7 +223,7 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
     state = SMCState(
         latent=moved.latent,
         log_weights=uniform,
-        log_psi=torch.zeros(n, b, dtype=dtype, device=device),
+        log_psi=torch.zeros(1, b, dtype=dtype, device=device).expand(n, b),
         log_normalizer=torch.zeros(b, dtype=widest(device), device=device),
         ess=torch.full((b,), float(n), dtype=dtype, device=device),
         dead=nothing,
@@ -230,7 +234,11 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
         seed=seed,
         weighs=moved.observed,
     )
-    return state if moved.log_factor is None else _reweigh(state, moved.log_factor, 0)[0]
+    if moved.log_factor is None:
+        return state
+    if algorithm.strict:
+        _check_factors(algorithm, state, moved.sites, moved.log_factor, moved.log_factor)
+    return _reweigh(state, moved.log_factor, 0)[0]
 
 
 def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
@@ -248,9 +256,10 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         t = state.t + 1
         if algorithm.rejuvenate is not None and moved.observed:
             raise ValueError("rejuvenate needs a step that observes nothing: it cannot weigh an observation anew")
-        log_factor, latent, halted, done = moved.log_factor, moved.latent, state.halted, state.done
+        log_factor, latent, sites = moved.log_factor, moved.latent, moved.sites
+        halted, done = state.halted, state.done
         if algorithm.masked:
-            latent, log_factor = _stand_still(state, latent, log_factor)
+            latent, log_factor, sites = _stand_still(state, latent, log_factor, sites)
         view = _view(algorithm, latent, state.latent, t, algorithm.depth, state.seed)
         if algorithm.masked:
             view, halted, done = _finish(algorithm, state, view)
@@ -263,13 +272,18 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         latent=latent, log_psi=log_psi, halted=halted, done=done, t=t, weighs=weighs, last=moved.last
     )
     if algorithm.strict:
-        _check_factors(algorithm, state, moved.sites, log_increment)
+        _check_factors(algorithm, state, sites, log_factor, log_increment)
     # Update the log normalising constant
     log_total = torch.zeros_like(state.log_normalizer)
     if log_increment is not None:
         state, log_total = _reweigh(state, log_increment, t)
     if algorithm.masked and before.ess is not state.ess:  # a problem that had ended keeps its figures exactly
-        state = state._replace(ess=torch.where(before.done > 0, before.ess, state.ess))
+        ended = before.done > 0
+        state = state._replace(
+            log_weights=torch.where(ended, before.log_weights, state.log_weights),
+            log_normalizer=torch.where(ended, before.log_normalizer, state.log_normalizer),
+            ess=torch.where(ended, before.ess, state.ess),
+        )
     return state, SMCInfo(ancestors, resampled, log_total, view, moved.observed, moved.likelihood)
 
 
@@ -287,12 +301,20 @@ def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | No
         return state, None, never
     generator = torch.Generator(device=due.device).manual_seed(mix(state.seed, state.t, 1))
     uniforms = _uniforms(algorithm, rule.scheme, state.log_weights, generator)
-    ancestors = rule.scheme(state.log_weights, uniforms)
-    if state.log_weights.shape[1] > 1 or due.device.type != "cpu":
+    weighed = state.log_weights
+    if weighed.device.type != "cpu" or bool(state.nan.any()):  # NaN would make indices that are out of range
+        weighed = torch.where(state.nan > 0, 0.0, weighed)
+    ancestors = rule.scheme(weighed, uniforms)
+    all_due = due.device.type == "cpu" and bool(due.all())
+    if not all_due:
         ancestors = torch.where(due, ancestors, torch.arange(n, device=due.device)[:, None])
     moving = (state.latent, state.log_psi, state.halted, state.last)
     latent, log_psi, halted, last = trees.gather_ancestors(moving, ancestors)
-    log_weights = torch.where(due & ~_all_dead(state.log_weights), -_log(n), state.log_weights)
+    uniform = due & ~_all_dead(state.log_weights)
+    if all_due and bool(uniform.all()):
+        log_weights = torch.full_like(state.log_weights, -_log(n))
+    else:
+        log_weights = torch.where(uniform, -_log(n), state.log_weights)
     state = state._replace(latent=latent, log_psi=log_psi, halted=halted, last=last, log_weights=log_weights)
     if algorithm.rejuvenate is not None and state.last is not None:
         seen = Rejuvenation(algorithm, state, due, ancestors, state.last, generator)
@@ -309,13 +331,16 @@ def _uniforms(algorithm: Filter, scheme: Scheme, log_weights: Tensor, generator:
     return draw_uniforms(scheme, log_weights[:, :1].expand(-1, whole), generator)[:, rows]
 
 
-def _stand_still(state: SMCState, latent: Any, log_factor: Tensor | None) -> tuple[Any, Tensor | None]:
+def _stand_still(
+    state: SMCState, latent: Any, log_factor: Tensor | None, sites: dict[str, Tensor]
+) -> tuple[Any, Tensor | None, dict[str, Tensor]]:
     """A problem that has ended, and a trajectory that has halted, stay where they are and weigh nothing."""
     frozen = (state.done > 0).expand(state.log_weights.shape)
     if state.halted is not None:
         frozen = frozen | state.halted
     latent = trees.where(frozen, state.latent, latent)
-    return latent, None if log_factor is None else torch.where(frozen, 0.0, log_factor)
+    log_factor = None if log_factor is None else torch.where(frozen, 0.0, log_factor)
+    return latent, log_factor, {name: torch.where(frozen, 0.0, factor) for name, factor in sites.items()}
 
 
 def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Tensor | None, Tensor]:
@@ -354,7 +379,11 @@ def _weigh(
 
 def _reweigh(state: SMCState, log_increment: Tensor, t: int) -> tuple[SMCState, Tensor]:
     """Multiply the weights, normalise them, and take log Z and the effective sample size along."""
-    log_weights, log_total, ess = reweighed(state.log_weights, log_increment)
+    log_weights, dtype = state.log_weights, torch.promote_types(state.log_weights.dtype, log_increment.dtype)
+    if dtype != log_weights.dtype:  # normalised in a narrower type: log Z would start off by its rounding
+        total = log_weights.to(dtype).logsumexp(0)
+        log_weights = log_weights - total.masked_fill(total.isneginf(), 0.0)
+    log_weights, log_total, ess = reweighed(log_weights, log_increment)
     dead, nan = log_total.isneginf(), log_total.isnan()
     marked = state._replace(
         log_weights=log_weights,
@@ -379,13 +408,15 @@ def reweighed(log_weights: Tensor, log_increment: Tensor) -> tuple[Tensor, Tenso
     """
     unnormalised = log_weights + log_increment
     top = unnormalised.amax(0)
-    top = torch.where(top.isneginf(), 0.0, top)
-    weights = (unnormalised - top).exp()
+    dead = top.isneginf()
+    top = top.masked_fill(dead, 0.0)
+    # exp is slow where its result is subnormal, and exp(-80) adds nothing to a sum of at least 1.
+    weights = (unnormalised - top).clamp_(min=-80.0).exp_()
     total = weights.sum(0)
     log_total = top + total.log()
     ess = total.square() / weights.square().sum(0)
-    shift = torch.where(log_total.isneginf(), 0.0, log_total)
-    return unnormalised - shift, log_total, torch.where(total == 0, 0.0, ess)
+    weighed = unnormalised - log_total.masked_fill(dead, 0.0)
+    return weighed, log_total.masked_fill(dead, -torch.inf), ess.masked_fill(dead, 0.0)
 
 
 def _view(
@@ -497,7 +528,7 @@ def run(
             model,
             *args,
             width=width,
-            depth=depth + offset,
+            depth=depth + offset if offset else depth,
             potential=potential,
             resample=resample,
             ess_threshold=ess_threshold,
@@ -529,7 +560,8 @@ def run(
                     running = _look(algorithm, state)
                     if not len(running):
                         break
-                    if 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth:
+                    few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
+                    if few and not (collect and islands > 1):  # pooled figures need every island of a problem
                         algorithm, state, whole = _leave(algorithm, state, running, whole, record)
         state = state if algorithm.columns is None else _merged(whole, state, algorithm.columns[0])
     _report(algorithm, state, islands)
@@ -542,7 +574,7 @@ def run(
     }
     settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
     settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
-    settings |= {"halt_probability": halt_probability}
+    settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
     meaning = _evidence(algorithm.potential, observed, likelihood)
     return record.trajectories(
         algorithm.x,
@@ -623,11 +655,12 @@ _NARROW = ("log_normalizer", "ess", "dead", "nan", "done")  # [B]
 
 def _report(algorithm: Filter, state: SMCState, islands: int) -> None:
     """One warning that names the problems whose weights all vanished."""
-    dead = state.dead.cpu()
+    parts = state.dead.cpu().unflatten(0, (-1, islands))
+    dead = torch.where((parts > 0).all(1), parts.amax(1), 0)  # with its last island
     if not bool(dead.any()):
         return
     columns = dead.nonzero()[:, 0]
-    names = [f"{int(c) // islands} at depth {int(dead[c])}" for c in columns[:5]]
+    names = [f"{int(c)} at depth {int(dead[c])}" for c in columns[:5]]
     more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
     warnings.warn(
         f"all weights vanished in problem {', '.join(names)}{more}: log_normalizer is -inf there; "
@@ -638,24 +671,28 @@ def _report(algorithm: Filter, state: SMCState, islands: int) -> None:
 
 
 def _check_factors(
-    algorithm: Filter, state: SMCState, sites: dict[str, Tensor], log_increment: Tensor | None
+    algorithm: Filter,
+    state: SMCState,
+    sites: dict[str, Tensor],
+    log_factor: Tensor | None,
+    log_increment: Tensor | None,
 ) -> None:
     """Raise FilterError naming the first factor that left a problem without weight, or is NaN."""
     if log_increment is None:
         return
-    factors = dict(sites) or {"the step's log weight": log_increment}
-    if algorithm.potential is not None:
-        factors["the potential"] = log_increment
-    log_weights = state.log_weights
+    afters, log_weights = {}, state.log_weights
+    factors = sites or ({} if log_factor is None else {"the step's log weight": log_factor})
     for name, factor in factors.items():
-        after = log_weights + factor
+        afters[name] = log_weights = log_weights + factor
+    if algorithm.potential is not None:
+        afters["the potential"] = state.log_weights + log_increment
+    for name, after in afters.items():
         for bad, what in ((after.isnan().any(0), "is NaN"), (_all_dead(after), "left no weight")):
-            bad = bad & ~_all_dead(log_weights)
+            bad = bad & ~_all_dead(state.log_weights)
             if bool(bad.any()):
                 label = name if name.startswith("the ") else f"site {name!r}"
                 problems = sorted(set(algorithm.problem[bad].tolist()))
                 raise FilterError(f"{label} {what} at depth {state.t} in problems {_some(problems)}")
-        log_weights = after if name != "the potential" else log_weights
 
 
 def _some(problems: list[int]) -> str:
@@ -671,7 +708,7 @@ def _depth(depth: int | Tensor, kernel: Kernel) -> int | Tensor:
         if int(depth) < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         return int(depth)
-    depth = torch.as_tensor(depth) if not isinstance(depth, float | bool) else torch.zeros(0, 0)
+    depth = torch.as_tensor(depth) if isinstance(depth, Tensor | list | tuple) else torch.zeros(0, 0)
     if depth.dim() != 1 or len(depth) != kernel.problems or depth.is_floating_point() or int(depth.min()) < 1:
         raise ValueError(f"depth must be an integer of at least 1, or {kernel.problems} of them, a problem each")
     return depth.to(kernel.device, torch.long)
@@ -693,6 +730,8 @@ def _offset(start: Trajectories | None, width: int, seed: int, islands: int) -> 
 def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
     """The state that a run ended in."""
     assert start.log_potential is not None and start.log_normalizer is not None
+    if start.problems != algorithm.kernel.problems:
+        raise ValueError(f"start has {start.problems} problems, got {algorithm.kernel.problems}")
     nothing = torch.zeros(start.problems, dtype=torch.int32, device=start.log_weights.device)
     log_normalizer = start.log_normalizer[-1]
     halted = start.halted
@@ -710,7 +749,7 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
         halted=halted,
         t=start.settings["depth"],
         seed=start.seed,
-        weighs=True,
+        weighs=start.settings["weighs"],
     )
 
 
@@ -731,11 +770,16 @@ class _seeding:  # noqa: N801
     """Fork the global generator and seed it with (seed, depth step): what a model draws by itself is keyed too."""
 
     def __init__(self, seed: int, t: int, device: torch.device) -> None:
-        self.key, self.fork = mix(seed, t, 2), torch.random.fork_rng([device] if device.type == "cuda" else [])
+        self.key, self.device = mix(seed, t, 2), device
+        self.fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def __enter__(self) -> None:
         self.fork.__enter__()
-        torch.manual_seed(self.key)
+        # torch.manual_seed would seed all devices, those that were not forked too, and is slow without them.
+        torch.default_generator.manual_seed(self.key)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.key)
 
     def __exit__(self, *error: Any) -> None:
         self.fork.__exit__(*error)

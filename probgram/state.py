@@ -104,5 +104,19 @@ def gather_ancestors(state: State, ancestors: Tensor) -> State:
         state: leaves `[N, B, event]`.
         ancestors: int64 `[N, B]`.
     """
-    problems = torch.arange(ancestors.shape[1], device=ancestors.device)
-    return map_state(lambda leaf: leaf[ancestors, problems], state)
+    n, b = ancestors.shape
+    if b == 1:
+        rows = ancestors[:, 0]
+    else:
+        rows = (ancestors * b + torch.arange(b, device=ancestors.device)).reshape(-1)
+
+    def gather(leaf: Tensor) -> Tensor:
+        if leaf.stride(0) == 0:  # one value for all particles
+            return leaf
+        if b == 1:  # index_select on one dimension is the fastest copy
+            return leaf[:, 0].index_select(0, rows)[:, None]
+        if leaf.dim() == 2:
+            return leaf.gather(0, ancestors)
+        return leaf.flatten(0, 1).index_select(0, rows).view(n, b, *leaf.shape[2:])
+
+    return map_state(gather, state)
