@@ -28,6 +28,7 @@ from torch import Tensor
 
 from probgram import state as trees
 from probgram.inference import resampling, smc
+from probgram.inference.faults import all_dead, report_dead, still_running
 from probgram.inference.genealogy import draw_slots, transition_density
 from probgram.inference.handlers import mix
 from probgram.inference.kernels import PlainModel
@@ -69,7 +70,7 @@ def _scheme(rows: Callable[[int], int]) -> Callable[[Callable[[Tensor, Tensor], 
 @_scheme(lambda n: n - 1)
 def multinomial(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Slot 0 keeps its particle, the other N - 1 draw independently."""
-    cumulative = resampling._cumulative(log_weights)
+    cumulative = resampling.cumulative_weights(log_weights)
     own = torch.zeros(1, uniforms.shape[1], dtype=torch.long, device=uniforms.device)
     return _keeping(torch.cat([own, _drawn(cumulative, uniforms)]), log_weights)
 
@@ -83,12 +84,12 @@ def killing(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     places, which the scheme allows because it does not know one slot from another.
     """
     n = len(log_weights)
-    weights = resampling._weights(log_weights)
+    weights = resampling.normalised(log_weights)
     most = weights.amax(0)
     drawn = resampling.killing(log_weights, uniforms[: 2 * n])
     chance = 1 - weights / most
     chance = torch.cat([chance[:1] + 1 / most, chance[1:]])
-    slot = _drawn(resampling._normalised_sum(chance), uniforms[2 * n :])  # k, [1, B]
+    slot = _drawn(resampling.normalised_sum(chance), uniforms[2 * n :])  # k, [1, B]
     return _keeping(drawn.scatter(0, slot, drawn[:1]), log_weights)
 
 
@@ -102,8 +103,8 @@ def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     copies is as likely to stand in slot 0.
     """
     n = len(log_weights)
-    expected = n * resampling._weights(log_weights)[0]
-    whole = resampling._floor(expected)
+    expected = n * resampling.normalised(log_weights)[0]
+    whole = resampling.whole_part(expected)
     part = (expected - whole).clamp(min=0)
     below = torch.where(expected > 0, (whole + 1) * part / expected, 0.0)  # P(u < part)
     v = uniforms[0]
@@ -114,7 +115,7 @@ def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _drawn(cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    return resampling._search(cumulative, uniforms)
+    return resampling.search(cumulative, uniforms)
 
 
 def _turned(n: int, turn: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def _turned(n: int, turn: Tensor) -> Tensor:
 def _keeping(ancestors: Tensor, log_weights: Tensor) -> Tensor:
     """The reference in slot 0, even if its weight underflowed; a problem without weights keeps every slot."""
     own = torch.arange(len(ancestors), device=ancestors.device)[:, None]
-    return torch.where((own == 0) | resampling._dead(log_weights), own, ancestors)
+    return torch.where((own == 0) | all_dead(log_weights), own, ancestors)
 
 
 def _keeping_another(scheme: Scheme, kept: Tensor) -> Scheme:
@@ -290,8 +291,8 @@ def conditional(
         states.append(state.latent)
         ancestors.append(info.ancestors)
         figures.append((state.log_normalizer, state.ess))
-    smc._look(algorithm, state)
-    smc._report(algorithm, state, 1)
+    still_running(algorithm, state)  # raises where a weight is NaN
+    report_dead(state, 1)
     path, slots = _draw(state, drawn, states, ancestors)
     log_normalizer, ess = (torch.stack(rows) for rows in zip(*figures, strict=True))
     return Conditional(path, log_normalizer, ess, slots != 0 if noise is not None else torch.ones_like(slots) > 0)

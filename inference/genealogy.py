@@ -21,7 +21,7 @@ from probgram import state as trees
 from probgram.chain import Chain
 from probgram.inference.handlers import mix
 from probgram.inference.kernels import as_kernel
-from probgram.inference.resampling import _cumulative, _search
+from probgram.inference.resampling import cumulative_weights, search
 from probgram.state import widest
 from probgram.trajectories import Trajectories
 
@@ -180,7 +180,7 @@ def transition_density(model: Any, what: str) -> Callable[..., Tensor]:
 
 def draw_slots(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """One slot a column in proportion to the weights, int64 `[B]`; log weights `[N, B]`, uniforms `[1, B]`."""
-    return _search(_cumulative(log_weights), uniforms)[0]
+    return search(cumulative_weights(log_weights), uniforms)[0]
 
 
 def _states(run: Trajectories) -> Any:

@@ -203,6 +203,13 @@ def start(model: Any, batch_shape: tuple[int, ...], *args: Any) -> Any:
     with notices() as seen:
         state = model.init(*args)
 
+    for name, leaf in trees.leaves(state):
+        own = seen.sampled and tuple(leaf.shape[: len(batch_shape)]) == batch_shape
+        if not own and leaf.dim() and leaf.shape[0] not in (1, batch_shape[-1]):
+            raise ValueError(
+                f"{name} must begin with the batch dimensions {list(batch_shape)}, got shape {list(leaf.shape)}"
+            )
+
     def spread(leaf: Tensor) -> Tensor:
         if seen.sampled and tuple(leaf.shape[: len(batch_shape)]) == batch_shape:
             return leaf
@@ -310,3 +317,24 @@ def mix(*words: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state & 0x7FFFFFFFFFFFFFFF
+
+
+class keyed:  # noqa: N801
+    """Fork the global generator and key it by (seed, depth step), for what a model draws by itself."""
+
+    def __init__(self, seed: int, t: int, device: torch.device) -> None:
+        self.key, self.device = mix(seed, t, 2), device
+        self.fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+    def __enter__(self) -> None:
+        """Seed."""
+        self.fork.__enter__()
+        # torch.manual_seed would seed all devices, those that were not forked too, and is slow without them.
+        torch.default_generator.manual_seed(self.key)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.key)
+
+    def __exit__(self, *error: Any) -> None:
+        """Put the generator back."""
+        self.fork.__exit__(*error)

@@ -97,10 +97,12 @@ class Potential:
         evidence: what log Z is under it: "every" row log evidence, the "last" row only, or None.
         look_ahead: whether it looks at observations still to come and is released at the end. Where a guide
             proposes, only such a potential (or an observation) makes weights that are worth resampling.
+        neutral: whether psi is 1 at the last depth step, so that it adds no factor of its own.
     """
 
     evidence: Evidence = None
     look_ahead: bool = False
+    neutral: bool = False
 
     def __call__(self, view: View) -> Tensor:
         """Log psi, `[N, B]`."""
@@ -212,6 +214,7 @@ class LookAhead(Potential):
     function: Callable[[View], Tensor]
     evidence: Evidence = "last"
     look_ahead: bool = True
+    neutral: bool = True
 
     def __call__(self, view: View) -> Tensor:
         """Log psi, `[N, B]`."""
@@ -245,6 +248,10 @@ class _Product(Potential):
     def look_ahead(self) -> bool:  # type: ignore[override]
         return any(part.look_ahead for part in self.parts)
 
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        return all(part.neutral for part in self.parts)
+
     def __call__(self, view: View) -> Tensor:
         total = self.parts[0](view)
         for part in self.parts[1:]:
@@ -259,11 +266,15 @@ class _Power(Potential):
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]
-        return self.base.evidence if self.power == 1 or isinstance(self.base, LookAhead) else None
+        return self.base.evidence if self.power == 1 or self.base.neutral else None
 
     @property
     def look_ahead(self) -> bool:  # type: ignore[override]
         return self.base.look_ahead
+
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        return self.base.neutral
 
     def __call__(self, view: View) -> Tensor:
         log_psi = self.base(view)

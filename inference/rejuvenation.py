@@ -10,16 +10,54 @@ Sources: Gilks and Berzuini 2001 (resample-move); Cotter, Roberts, Stuart and Wh
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from probgram import state as trees
+from probgram.chain import Chain
+from probgram.inference.kernels import LastMove
 
 if TYPE_CHECKING:
-    from probgram.inference.smc import Rejuvenation
+    from probgram.inference.smc import Filter, SMCState
+
+
+class Rejuvenation(NamedTuple):
+    """What a rejuvenation move sees, after resampling and before the next step."""
+
+    algorithm: "Filter"
+    state: "SMCState"
+    resampled: Tensor  # bool [B]
+    ancestors: Tensor  # int64 [N, B]
+    last: LastMove
+    generator: torch.Generator
+
+    @property
+    def movable(self) -> Tensor:
+        """Trajectories of resampled problems that are not halted, bool `[N, B]`."""
+        slots = self.resampled.expand(self.state.log_psi.shape)
+        return slots if self.state.halted is None else slots & ~self.state.halted
+
+    @property
+    def prior(self) -> Any:
+        """The law that the last noise came from."""
+        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
+        return chain.prior(self.last.proposal, self.state.t * chain.transitions - 1)
+
+    def move(self, noise: Tensor) -> Any:
+        """The state that other noise would have led to."""
+        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
+        return chain.move(self.last.proposal, noise)
+
+    def log_psi(self, latent: Any) -> Tensor:
+        """The potential of other states at this depth, `[N, B]`."""
+        algorithm = self.algorithm
+        if algorithm.potential is None:
+            return torch.zeros_like(self.state.log_psi)
+        view = algorithm.view(latent, None, self.state.t)
+        return algorithm.potential(view).to(self.state.log_psi)
 
 
 @dataclass(frozen=True)
@@ -40,7 +78,7 @@ class Pcn:
         if self.moves < 1:
             raise ValueError(f"moves must be at least 1, got {self.moves}")
 
-    def __call__(self, seen: "Rejuvenation") -> tuple[Any, Tensor, Tensor]:
+    def __call__(self, seen: Rejuvenation) -> tuple[Any, Tensor, Tensor]:
         """The latent, its log psi and its last noise after the moves."""
         loc, scale = gaussian_prior(seen)
         latent, log_psi, noise = seen.state.latent, seen.state.log_psi, seen.last.noise
@@ -60,7 +98,7 @@ class Pcn:
 pcn = Pcn
 
 
-def gaussian_prior(seen: "Rejuvenation") -> tuple[Tensor, Tensor]:
+def gaussian_prior(seen: Rejuvenation) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the last transition's prior.
 
     Raises:

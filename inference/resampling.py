@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+from probgram.inference.faults import all_dead
 from probgram.state import widest
 
 
@@ -102,7 +103,9 @@ def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     Copies of i differ from N·W_i by less than one. Ancestors are non-decreasing down each column. O(N).
     """
     n = len(log_weights)
-    below = _cumulative(log_weights).mul_(n).sub_(uniforms).ceil_()  # points (j + u) / N below each cumulative weight
+    below = (
+        cumulative_weights(log_weights).mul_(n).sub_(uniforms).ceil_()
+    )  # points (j + u) / N below each cumulative weight
     return _from_cumulative_counts(below, log_weights)
 
 
@@ -110,7 +113,7 @@ def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """One uniform in each of N equal strata (Kitagawa 1996). Ancestors are non-decreasing. O(N)."""
     n = len(log_weights)
-    position = n * _cumulative(log_weights)
+    position = n * cumulative_weights(log_weights)
     stratum = position.floor().clamp(max=n - 1)
     below = stratum + (uniforms.gather(0, stratum.long().clamp(min=0)) < position - stratum)
     return _from_cumulative_counts(below, log_weights)
@@ -119,20 +122,20 @@ def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 @_scheme(lambda n: n)
 def multinomial(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """N independent draws (Gordon, Salmond and Smith 1993), in order. O(N log N)."""
-    return _from_cumulative_counts(_points_below(uniforms, _cumulative(log_weights)), log_weights)
+    return _from_cumulative_counts(_points_below(uniforms, cumulative_weights(log_weights)), log_weights)
 
 
 @_scheme(lambda n: n)
 def residual(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """⌊N·W⌋ copies for certain, the rest multinomial on what is left over (Liu and Chen 1998). O(N log N)."""
     n = len(log_weights)
-    expected = n * _weights(log_weights)
-    certain = _floor(expected)
+    expected = n * normalised(log_weights)
+    certain = whole_part(expected)
     left = (expected - certain).clamp(min=0)
     rest = n - certain.sum(0)  # draws to be made, [B]
     # Points beyond a problem's own number of draws are put at 1, above every cumulative weight but the last.
     unused = torch.arange(n, device=rest.device)[:, None] >= rest
-    below = _points_below(uniforms.masked_fill(unused, 2.0), _normalised_sum(left))
+    below = _points_below(uniforms.masked_fill(unused, 2.0), normalised_sum(left))
     below[-1] = rest
     return _from_cumulative_counts(certain.cumsum(0) + torch.minimum(below, rest), log_weights)
 
@@ -144,8 +147,8 @@ def ssp(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     Fractional parts meet in pairs, and one of the two becomes whole: ⌈log₂ N⌉ rounds of a tournament. O(N).
     """
     n, b = log_weights.shape
-    expected = n * _weights(log_weights)
-    copies = _floor(expected)
+    expected = n * normalised(log_weights)
+    copies = whole_part(expected)
     part = (expected - copies).clamp(min=0)  # of the players still in, [P, B]
     player = torch.arange(n, device=part.device)[:, None].expand(n, b)
     used = 0
@@ -175,18 +178,14 @@ def ssp(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 def killing(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Slot i keeps its particle with probability W_i / max W, else it gets a multinomial draw."""
     n = len(log_weights)
-    weights = _weights(log_weights)
+    weights = normalised(log_weights)
     survives = uniforms[:n] * weights.amax(0) < weights
-    drawn = _search(_cumulative(log_weights), uniforms[n:])
+    drawn = search(cumulative_weights(log_weights), uniforms[n:])
     own = torch.arange(n, device=drawn.device)[:, None].expand_as(drawn)
-    return torch.where(survives | _dead(log_weights), own, drawn)
+    return torch.where(survives | all_dead(log_weights), own, drawn)
 
 
 # -- counting -------------------------------------------------------------------------------------------------
-
-
-def _dead(log_weights: Tensor) -> Tensor:
-    return log_weights.amax(0).isneginf()
 
 
 def _top(log_weights: Tensor) -> Tensor:
@@ -195,34 +194,34 @@ def _top(log_weights: Tensor) -> Tensor:
     return top.masked_fill(top.isneginf(), 0.0)
 
 
-def _weights(log_weights: Tensor) -> Tensor:
+def normalised(log_weights: Tensor) -> Tensor:
     """Normalised, `[N, B]`; uniform where all vanished."""
-    wide = log_weights.to(widest(log_weights.device)).masked_fill(_dead(log_weights), 0.0)
+    wide = log_weights.to(widest(log_weights.device)).masked_fill(all_dead(log_weights), 0.0)
     return wide.softmax(0)
 
 
-def _normalised_sum(weights: Tensor) -> Tensor:
+def normalised_sum(weights: Tensor) -> Tensor:
     """Cumulative sums that end at exactly 1."""
     total = weights.cumsum(0, dtype=widest(weights.device))
     last = total[-1:]
     return (total / last.where(last > 0, torch.ones_like(last))).clamp_(max=1.0)
 
 
-def _cumulative(log_weights: Tensor) -> Tensor:
-    """Cumulative weights in the widest type, where all vanished zeros; the exponential in the type of the weights."""
+def cumulative_weights(log_weights: Tensor) -> Tensor:
+    """Cumulative weights in the widest type, zeros where all vanished; exponentials in the type of the weights."""
     relative = log_weights.detach() - _top(log_weights)
     # exp is slow where its result is subnormal; what is below exp(-78) becomes exactly 0 instead.
     weights = threshold(relative.clamp_(min=-80.0).exp_(), 1e-34, 0.0)
-    return _normalised_sum(weights)
+    return normalised_sum(weights)
 
 
-def _floor(expected: Tensor) -> Tensor:
+def whole_part(expected: Tensor) -> Tensor:
     """⌊N·W⌋, where a value a rounding error below an integer is that integer."""
     nearest = expected.round()
     return nearest.where((expected - nearest).abs() < 1e-9, expected.floor())
 
 
-def _search(cumulative: Tensor, points: Tensor) -> Tensor:
+def search(cumulative: Tensor, points: Tensor) -> Tensor:
     """Index of the first cumulative weight above each point, `[P, B]`; zero weights are never chosen."""
     index = torch.searchsorted(cumulative.T.contiguous(), points.T.contiguous(), right=True)
     return index.T.clamp(max=len(cumulative) - 1)
@@ -247,7 +246,7 @@ def _from_cumulative_counts(below: Tensor, log_weights: Tensor) -> Tensor:
         starts = torch.zeros(n + 1, b, dtype=torch.long, device=below.device)
         starts.scatter_add_(0, below, torch.ones_like(below[:1]).expand(n, b))
     ancestors = starts[:-1].cumsum(0)
-    dead = _dead(log_weights)
+    dead = all_dead(log_weights)
     if dead.device.type == "cpu" and not bool(dead.any()):
         return ancestors
     return torch.where(dead, torch.arange(n, device=dead.device)[:, None], ancestors)

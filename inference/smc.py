@@ -16,9 +16,8 @@ Sources: Gordon, Salmond and Smith 1993; Del Moral, "Feynman-Kac Formulae", 2004
 Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampling).
 """
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -27,12 +26,16 @@ from torch import Tensor
 
 from probgram import state as trees
 from probgram.chain import Chain
-from probgram.inference.handlers import mix, seeded
-from probgram.inference.kernels import Kernel, LastMove, PlainKernel, PyroKernel, as_kernel
+from probgram.inference.columns import leave, merged
+from probgram.inference.faults import FilterError as FilterError
+from probgram.inference.faults import all_dead, check_factors, report_dead, still_running
+from probgram.inference.handlers import keyed, mix, seeded
+from probgram.inference.kernels import Kernel, PlainKernel, PyroKernel, as_kernel
 from probgram.inference.kernels import PlainModel as PlainModel
-from probgram.inference.potentials import LookAhead, Potential, View, as_potential
+from probgram.inference.potentials import Potential, View, as_potential
 from probgram.inference.progress import ProgressBar
 from probgram.inference.recording import Record
+from probgram.inference.rejuvenation import Rejuvenation
 from probgram.inference.resampling import Adaptive, Scheme, adaptive, draw_uniforms, systematic
 from probgram.inference.sampling import FLAG_EVERY, decoded, logit
 from probgram.state import widest
@@ -40,11 +43,7 @@ from probgram.trajectories import Trajectories
 
 Keep = Literal["last", "summary", "paths", "latents"]
 Collect = Mapping[str, Callable[[Any, Tensor], Tensor]]
-Rejuvenate = Callable[["Rejuvenation"], tuple[Any, Tensor, Tensor]]
-
-
-class FilterError(ValueError):
-    """All weights of a problem vanished (with `strict`), or a weight is NaN."""
+Rejuvenate = Callable[[Rejuvenation], tuple[Any, Tensor, Tensor]]
 
 
 class SMCState(NamedTuple):
@@ -104,41 +103,16 @@ class Filter:
         """Depth steps until the last problem ends."""
         return int(self.depth.max()) if isinstance(self.depth, Tensor) else self.depth
 
+    def view(self, latent: Any, previous: Any, t: int, seed: int | None = None) -> View:
+        """What a potential sees of these latents; without a seed answers are not sampled."""
+        kernel, decode = self.kernel, None
+        if self.decode == "sample" and seed is not None:
 
-class Rejuvenation(NamedTuple):
-    """What a rejuvenation move sees, after resampling and before the next step."""
+            def decode(readout: Any) -> Tensor:
+                with seeded(mix(seed, 3), block=self.width).at(t):
+                    return decoded(readout, "sample", t)
 
-    algorithm: Filter
-    state: SMCState
-    resampled: Tensor  # bool [B]
-    ancestors: Tensor  # int64 [N, B]
-    last: LastMove
-    generator: torch.Generator
-
-    @property
-    def movable(self) -> Tensor:
-        """Trajectories of resampled problems that are not halted, bool `[N, B]`."""
-        slots = self.resampled.expand(self.state.log_psi.shape)
-        return slots if self.state.halted is None else slots & ~self.state.halted
-
-    @property
-    def prior(self) -> Any:
-        """The law that the last noise came from."""
-        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
-        return chain.prior(self.last.proposal, self.state.t * chain.transitions - 1)
-
-    def move(self, noise: Tensor) -> Any:
-        """The state that other noise would have led to."""
-        chain: Chain = self.algorithm.kernel.model  # type: ignore[assignment]
-        return chain.move(self.last.proposal, noise)
-
-    def log_psi(self, latent: Any) -> Tensor:
-        """The potential of other states at this depth, `[N, B]`."""
-        algorithm = self.algorithm
-        if algorithm.potential is None:
-            return torch.zeros_like(self.state.log_psi)
-        view = _view(algorithm, latent, None, self.state.t, algorithm.depth)
-        return algorithm.potential(view).to(self.state.log_psi)
+        return View(kernel.model, latent, previous, kernel.context, t, self.depth, self.problem, self.x, decode)
 
 
 # -- init, step -----------------------------------------------------------------------------------------------
@@ -212,7 +186,7 @@ def build(
 def init(algorithm: Filter, seed: int = 0) -> SMCState:
     """Draw the states at depth 0, all with equal weights unless `init` observed something."""
     kernel, n = algorithm.kernel, algorithm.width
-    with _seeding(seed, -1, kernel.device):
+    with keyed(seed, -1, kernel.device):
         moved = kernel.start(n, seed)
     b, device = kernel.problems, kernel.device
     dtype = (
@@ -237,7 +211,7 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
     if moved.log_factor is None:
         return state
     if algorithm.strict:
-        _check_factors(algorithm, state, moved.sites, moved.log_factor, moved.log_factor)
+        check_factors(algorithm, state, moved.sites, moved.log_factor, moved.log_factor)
     return _reweigh(state, moved.log_factor, 0)[0]
 
 
@@ -248,7 +222,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         FilterError: with `strict`, a site or the potential killed a problem or is NaN.
     """
     before = state
-    with _seeding(state.seed, state.t, algorithm.kernel.device):
+    with keyed(state.seed, state.t, algorithm.kernel.device):
         # Resample
         state, ancestors, resampled = _resample(algorithm, state)
         # Propagate
@@ -260,7 +234,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         halted, done = state.halted, state.done
         if algorithm.masked:
             latent, log_factor, sites = _stand_still(state, latent, log_factor, sites)
-        view = _view(algorithm, latent, state.latent, t, algorithm.depth, state.seed)
+        view = algorithm.view(latent, state.latent, t, state.seed)
         if algorithm.masked:
             view, halted, done = _finish(algorithm, state, view)
         # Reweigh
@@ -272,7 +246,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         latent=latent, log_psi=log_psi, halted=halted, done=done, t=t, weighs=weighs, last=moved.last
     )
     if algorithm.strict:
-        _check_factors(algorithm, state, sites, log_factor, log_increment)
+        check_factors(algorithm, state, sites, log_factor, log_increment)
     # Update the log normalising constant
     log_total = torch.zeros_like(state.log_normalizer)
     if log_increment is not None:
@@ -310,7 +284,7 @@ def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | No
         ancestors = torch.where(due, ancestors, torch.arange(n, device=due.device)[:, None])
     moving = (state.latent, state.log_psi, state.halted, state.last)
     latent, log_psi, halted, last = trees.gather_ancestors(moving, ancestors)
-    uniform = due & ~_all_dead(state.log_weights)
+    uniform = due & ~all_dead(state.log_weights)
     if all_due and bool(uniform.all()):
         log_weights = torch.full_like(state.log_weights, -_log(n))
     else:
@@ -417,23 +391,6 @@ def reweighed(log_weights: Tensor, log_increment: Tensor) -> tuple[Tensor, Tenso
     ess = total.square() / weights.square().sum(0)
     weighed = unnormalised - log_total.masked_fill(dead, 0.0)
     return weighed, log_total.masked_fill(dead, -torch.inf), ess.masked_fill(dead, 0.0)
-
-
-def _view(
-    algorithm: Filter, latent: Any, previous: Any, t: int, depth: int | Tensor, seed: int | None = None
-) -> View:
-    kernel, decode = algorithm.kernel, None
-    if algorithm.decode == "sample" and seed is not None:
-
-        def decode(readout: Any) -> Tensor:
-            with seeded(mix(seed, 3), block=algorithm.width).at(t):
-                return decoded(readout, "sample", t)
-
-    return View(kernel.model, latent, previous, kernel.context, t, depth, algorithm.problem, algorithm.x, decode)
-
-
-def _all_dead(log_weights: Tensor) -> Tensor:
-    return log_weights.amax(0).isneginf()
 
 
 def _log(n: int) -> float:
@@ -546,7 +503,7 @@ def run(
         state = init(algorithm, seed) if start is None else _resume(algorithm, start)
         whole: SMCState | None = None  # all problems, once some have left
         record = Record(keep, collect or {}, islands, algorithm.kernel.problems)
-        likelihood, observed = True, False
+        likelihood, observed = (True, False) if start is None else start.settings["factors"]
         with ProgressBar(algorithm.last_depth, offset, progress) as bar:
             while state.t < algorithm.last_depth:
                 state, info = step(algorithm, state)
@@ -557,14 +514,14 @@ def run(
                     callback(state, info)
                 bar.update(state.t, {})
                 if state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
-                    running = _look(algorithm, state)
+                    running = still_running(algorithm, state)
                     if not len(running):
                         break
                     few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
                     if few and not (collect and islands > 1):  # pooled figures need every island of a problem
-                        algorithm, state, whole = _leave(algorithm, state, running, whole, record)
-        state = state if algorithm.columns is None else _merged(whole, state, algorithm.columns[0])
-    _report(algorithm, state, islands)
+                        algorithm, state, whole = leave(algorithm, state, running, whole, record)
+        state = state if algorithm.columns is None else merged(whole, state, algorithm.columns[0])
+    report_dead(state, islands)
     settings: dict[str, Any] = {
         "width": width,
         "depth": state.t,
@@ -574,7 +531,7 @@ def run(
     }
     settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
     settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
-    settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
+    settings |= {"halt_probability": halt_probability, "weighs": state.weighs, "factors": [likelihood, observed]}
     meaning = _evidence(algorithm.potential, observed, likelihood)
     return record.trajectories(
         algorithm.x,
@@ -584,119 +541,6 @@ def run(
         seed=seed,
         settings=settings | {"evidence": meaning},
     )
-
-
-def _look(algorithm: Filter, state: SMCState) -> Tensor:
-    """Look at the device: raise where a weight is NaN; the columns that are still running.
-
-    Raises:
-        FilterError: NaN, with depth and problems.
-    """
-    nan, done = torch.stack([state.nan, state.done]).cpu()  # one transfer
-    if bool(nan.any()):
-        first = int(nan[nan > 0].min())
-        problems = sorted(set(algorithm.problem.cpu()[nan == first].tolist()))
-        raise FilterError(
-            f"log weights are NaN or +inf at depth {first} in problems {_some(problems)}: "
-            "the model or the potential computed something that is no weight; strict=True names the site"
-        )
-    return (done == 0).nonzero()[:, 0]
-
-
-def _leave(
-    algorithm: Filter, state: SMCState, running: Tensor, whole: SMCState | None, record: Record
-) -> tuple[Filter, SMCState, SMCState | None]:
-    """Go on with the problems that are still running, where their noise stays what it was."""
-    kernel = algorithm.kernel.rows(running.to(algorithm.kernel.device))
-    if kernel is None or algorithm.decode == "sample" or algorithm.rejuvenate is not None:
-        return algorithm, state, whole
-    running = running.to(algorithm.kernel.device)
-    record.settle()
-    before = algorithm.columns
-    here, among = (running, algorithm.kernel.problems) if before is None else (before[0][running], before[1])
-    whole = state if before is None else _merged(whole, state, before[0])
-    record.here = here
-    depth = algorithm.depth
-    algorithm = replace(
-        algorithm,
-        kernel=kernel,
-        depth=depth[running] if isinstance(depth, Tensor) else depth,
-        problem=algorithm.problem[running],
-        columns=(here, among),
-    )
-    return algorithm, _columns(state, running), whole
-
-
-def _columns(state: SMCState, rows: Tensor) -> SMCState:
-    def pick(dim: int) -> Callable[[Tensor], Tensor]:
-        return lambda leaf: leaf.index_select(dim, rows)
-
-    wide: dict[str, Any] = {name: trees.map_state(pick(1), getattr(state, name)) for name in _WIDE}
-    return state._replace(**wide, **{name: pick(0)(getattr(state, name)) for name in _NARROW})  # type: ignore[arg-type]
-
-
-def _merged(whole: SMCState | None, state: SMCState, rows: Tensor) -> SMCState:
-    """`whole` with its columns `rows` as in `state`."""
-    assert whole is not None
-
-    def put(dim: int) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda old, new: old.clone().index_copy_(dim, rows, new)
-
-    wide: dict[str, Any] = {
-        name: trees.map_state(put(1), getattr(whole, name), getattr(state, name)) for name in _WIDE
-    }
-    narrow: dict[str, Any] = {name: put(0)(getattr(whole, name), getattr(state, name)) for name in _NARROW}
-    return state._replace(**wide, **narrow)
-
-
-_WIDE = ("latent", "log_weights", "log_psi", "halted")  # leaves [N, B, ...]
-_NARROW = ("log_normalizer", "ess", "dead", "nan", "done")  # [B]
-
-
-def _report(algorithm: Filter, state: SMCState, islands: int) -> None:
-    """One warning that names the problems whose weights all vanished."""
-    parts = state.dead.cpu().unflatten(0, (-1, islands))
-    dead = torch.where((parts > 0).all(1), parts.amax(1), 0)  # with its last island
-    if not bool(dead.any()):
-        return
-    columns = dead.nonzero()[:, 0]
-    names = [f"{int(c)} at depth {int(dead[c])}" for c in columns[:5]]
-    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
-    warnings.warn(
-        f"all weights vanished in problem {', '.join(names)}{more}: log_normalizer is -inf there; "
-        "strict=True names the site",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _check_factors(
-    algorithm: Filter,
-    state: SMCState,
-    sites: dict[str, Tensor],
-    log_factor: Tensor | None,
-    log_increment: Tensor | None,
-) -> None:
-    """Raise FilterError naming the first factor that left a problem without weight, or is NaN."""
-    if log_increment is None:
-        return
-    afters, log_weights = {}, state.log_weights
-    factors = sites or ({} if log_factor is None else {"the step's log weight": log_factor})
-    for name, factor in factors.items():
-        afters[name] = log_weights = log_weights + factor
-    if algorithm.potential is not None:
-        afters["the potential"] = state.log_weights + log_increment
-    for name, after in afters.items():
-        for bad, what in ((after.isnan().any(0), "is NaN"), (_all_dead(after), "left no weight")):
-            bad = bad & ~_all_dead(state.log_weights)
-            if bool(bad.any()):
-                label = name if name.startswith("the ") else f"site {name!r}"
-                problems = sorted(set(algorithm.problem[bad].tolist()))
-                raise FilterError(f"{label} {what} at depth {state.t} in problems {_some(problems)}")
-
-
-def _some(problems: list[int]) -> str:
-    return str(problems if len(problems) <= 8 else problems[:8])[:-1] + ("]" if len(problems) <= 8 else ", ...]")
 
 
 def _depth(depth: int | Tensor, kernel: Kernel) -> int | Tensor:
@@ -732,6 +576,8 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
     assert start.log_potential is not None and start.log_normalizer is not None
     if start.problems != algorithm.kernel.problems:
         raise ValueError(f"start has {start.problems} problems, got {algorithm.kernel.problems}")
+    if algorithm.x is not None and not _same(start.x.to(algorithm.x), algorithm.x):
+        raise ValueError("start is a run of other problems than x")
     nothing = torch.zeros(start.problems, dtype=torch.int32, device=start.log_weights.device)
     log_normalizer = start.log_normalizer[-1]
     halted = start.halted
@@ -753,33 +599,18 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
     )
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a.eq(b) | (a.isnan() & b.isnan())).all())
+
+
 def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
     """What log Z is: "every" row log evidence, the "last" row only, or None."""
     if observed and not likelihood:
         return None
     if potential is None:
         return "every" if observed else None
-    return potential.evidence if observed or not isinstance(potential, LookAhead) else None
+    return potential.evidence if observed or not potential.neutral else None
 
 
 def _name(potential: Any) -> str:
     return getattr(potential, "__name__", None) or repr(potential)
-
-
-class _seeding:  # noqa: N801
-    """Fork the global generator and seed it with (seed, depth step): what a model draws by itself is keyed too."""
-
-    def __init__(self, seed: int, t: int, device: torch.device) -> None:
-        self.key, self.device = mix(seed, t, 2), device
-        self.fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        # torch.manual_seed would seed all devices, those that were not forked too, and is slow without them.
-        torch.default_generator.manual_seed(self.key)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(self.key)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
