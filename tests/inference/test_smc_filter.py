@@ -24,7 +24,9 @@ class Oscillator:
 
     def step(self, state, y=None):
         self.t += 1
-        state["z"] = pyro.sample(f"z_{self.t}", dist.Normal(state["z"] @ ROTATION, torch.full((2,), 3.0)).to_event(1))
+        state["z"] = pyro.sample(
+            f"z_{self.t}", dist.Normal(state["z"] @ ROTATION, torch.full((2,), 3.0)).to_event(1)
+        )
         return pyro.sample(f"y_{self.t}", dist.Normal(state["z"][..., 0], 1.0), obs=y)
 
 
@@ -92,7 +94,9 @@ def test_the_oscillator_has_kalmans_mean_and_an_unbiased_normaliser(guide):
 
 
 def test_it_agrees_with_pyros_filter_in_law():
-    theirs = torch.stack([filtered(PyroFilter, OscillatorGuide(), 1000).get_empirical()["z"].mean for _ in range(12)])
+    theirs = torch.stack(
+        [filtered(PyroFilter, OscillatorGuide(), 1000).get_empirical()["z"].mean for _ in range(12)]
+    )
     ours = torch.stack(
         [filtered(SMCFilter, OscillatorGuide(), 1000, seed=s).get_empirical()["z"].mean for s in range(12)]
     )
@@ -121,7 +125,9 @@ class Plated:
     def init(self, state):
         self.t = 0
         state["x_mean"] = pyro.sample("x_mean", dist.Normal(0.0, 1.0))
-        state["y_mean"] = pyro.sample("y_mean", dist.MultivariateNormal(torch.zeros(self.size), torch.eye(self.size)))
+        state["y_mean"] = pyro.sample(
+            "y_mean", dist.MultivariateNormal(torch.zeros(self.size), torch.eye(self.size))
+        )
 
     def step(self, state, x=None, y=None):
         v = pyro.sample(f"v_{self.t}", dist.Normal(0.0, 1.0))
