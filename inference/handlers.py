@@ -285,7 +285,7 @@ class seeded(Messenger):  # noqa: N801
             device = _device(fn)
             self.others += 1
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(mix(self.seed, self.step, self.first_block, self.others))
+                seed_global(mix(self.seed, self.step, self.first_block, self.others), device)
                 msg["value"] = fn()
 
     def _noise(self, base: Normal) -> Tensor:
@@ -319,6 +319,17 @@ def mix(*words: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
+def seed_global(key: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of one device, which the caller has forked.
+
+    `torch.manual_seed` would seed all devices, those that were not forked too, and is slow without them.
+    """
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(key)
+
+
 class keyed:  # noqa: N801
     """Fork the global generator and key it by (seed, depth step), for what a model draws by itself."""
 
@@ -329,11 +340,7 @@ class keyed:  # noqa: N801
     def __enter__(self) -> None:
         """Seed."""
         self.fork.__enter__()
-        # torch.manual_seed would seed all devices, those that were not forked too, and is slow without them.
-        torch.default_generator.manual_seed(self.key)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(self.key)
+        seed_global(self.key, self.device)
 
     def __exit__(self, *error: Any) -> None:
         """Put the generator back."""

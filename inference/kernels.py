@@ -54,8 +54,8 @@ class PlainModel:
 
     Attributes:
         init: `(noise [N, B, *noise], *args) -> state`, the state before the first step, leaves `[N, B, ...]`.
-        step: `(state, t, noise [N, B, *noise], *args) -> (state, log_weight [N, B])`; t counts from 0 and is a 0-d
-            tensor where the run is compiled.
+        step: `(state, t, noise [N, B, *noise], *args) -> (state, log_weight [N, B])`; t counts from 0; where the
+            run is compiled it is a 0-d tensor, and only `y.index_select(1, t.view(1))` stays in the compiled part.
         noise: event shape of the standard normal noise that both are given; () for one number a particle.
         log_transition: `(state, next_state, t, *args) -> [...]`, log p(next | state) of step t; backward
             simulation and ancestor sampling need it.

@@ -22,14 +22,23 @@ class Record:
         collect: name -> function of (state, weights).
         islands: I.
         columns: B·I.
+        steps: how many depth steps there will be at most.
     """
 
     def __init__(
-        self, keep: str, collect: Mapping[str, Callable[[Any, Tensor], Tensor]], islands: int, columns: int
+        self,
+        keep: str,
+        collect: Mapping[str, Callable[[Any, Tensor], Tensor]],
+        islands: int,
+        columns: int,
+        steps: int,
     ) -> None:
         self.keep, self.collect, self.islands, self.columns = keep, collect, islands, columns
         self.here: Tensor | None = None  # the columns that are still in the batch; None: all
-        self.rows: list[dict[str, Any]] = []  # of every depth step
+        # Figures of every depth step: one buffer each, since small tensors between large ones that are freed and
+        # allocated again would make the heap grow with depth.
+        self.figures: dict[str, Tensor] = {}
+        self.steps, self.taken = steps, 0
         self.paths: list[dict[str, Any]] = []  # of those that are kept whole
         self.depths: list[int] = []
         self.latest: dict[str, Any] = {}
@@ -39,7 +48,12 @@ class Record:
         """Record a depth step."""
         row = {"log_normalizer": state.log_normalizer, "ess": state.ess}
         row |= {name: self._collected(function, state) for name, function in self.collect.items()}
-        self.rows.append(self._whole(row, self.rows[-1] if self.rows else None, 0))
+        if not self.figures:
+            self.figures = {name: value.new_empty(self.steps, *value.shape) for name, value in row.items()}
+        before = {name: value[self.taken - 1] for name, value in self.figures.items()} if self.taken else None
+        for name, value in self._whole(row, before, 0).items():
+            self.figures[name][self.taken] = value
+        self.taken += 1
         if self.keep in ("paths", "latents"):
             self.paths.append(self._path(state, info))
             self.depths.append(state.t)
@@ -101,7 +115,7 @@ class Record:
             name: trees.map_state(lambda *rows: torch.stack(rows), *[path[name] for path in self.paths])
             for name in self.paths[0]
         }
-        figures = {name: torch.stack([row[name] for row in self.rows]) for name in self.rows[0]}
+        figures = {name: value[: self.taken] for name, value in self.figures.items()}
         log_normalizer, ess = figures.pop("log_normalizer"), figures.pop("ess")
         latent, halted = state.latent, state.halted
         log_weights, ancestors = stacked["log_weights"], stacked["ancestors"]

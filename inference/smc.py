@@ -502,7 +502,8 @@ def run(
         )
         state = init(algorithm, seed) if start is None else _resume(algorithm, start)
         whole: SMCState | None = None  # all problems, once some have left
-        record = Record(keep, collect or {}, islands, algorithm.kernel.problems)
+        steps = algorithm.last_depth - offset
+        record = Record(keep, collect or {}, islands, algorithm.kernel.problems, steps)
         likelihood, observed = (True, False) if start is None else start.settings["factors"]
         with ProgressBar(algorithm.last_depth, offset, progress) as bar:
             while state.t < algorithm.last_depth:
