@@ -230,7 +230,8 @@ def main() -> None:
     torch.set_num_threads(1)
     early = sorted(path for path in chosen.folder.glob("step-*.safetensors") if "judged" not in path.stem)
     if not early:
-        raise SystemExit(f"{chosen.folder} has no step-*.safetensors: make train-queens8 keeps them")
+        print(f"nothing measured: {chosen.folder} has no step-*.safetensors, which make train-queens8 keeps")
+        return
     networks = {path.stem: with_heads(path) for path in early} | {"shipped": GRAM.from_pretrained("queens8")}
     x, solutions = problems(chosen.problems)
     for width in map(int, chosen.widths.split(",")):
