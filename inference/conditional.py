@@ -207,7 +207,7 @@ def conditional(
     *args: Any,
     reference: Path | Sequence[Noise] | None = None,
     width: int = 20,
-    depth: int = 16,
+    depth: int,
     seed: int = 0,
     resample: Scheme | Adaptive | None = multinomial,
     ess_threshold: float = 0.5,

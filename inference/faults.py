@@ -31,7 +31,8 @@ def still_running(algorithm: "Filter", state: "SMCState") -> Tensor:
         problems = sorted(set(algorithm.problem.cpu()[nan == first].tolist()))
         raise FilterError(
             f"log weights are NaN or +inf at depth {first} in problems {_some(problems)}: "
-            "the model or the potential computed something that is no weight; strict=True names the site"
+            "the model or the potential computed something that is no weight (NaN is a missing value in arguments "
+            "of Pyro models only); strict=True names the site"
         )
     return (done == 0).nonzero()[:, 0]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probgram import state as trees
 from probgram.inference.kernels import PyroKernel, as_kernel
+from probgram.inference.smc import unequal
 from probgram.trajectories import Trajectories
 
 
@@ -28,9 +29,10 @@ class Forecast(NamedTuple):
     weights: Tensor
 
     def mean(self, site: str) -> Tensor:
-        """Predictive mean of a site, `[S, B, ...]`."""
+        """Predictive mean of a site, `[S, B, ...]`; NaN for a problem whose weights all vanished."""
         values = self.sites[site]
-        weights = self.weights.reshape(*self.weights.shape, *[1] * (values.dim() - 3))
+        weights = torch.where(self.weights.sum(0) > 0, self.weights, torch.nan)
+        weights = weights.reshape(*self.weights.shape, *[1] * (values.dim() - 3))
         return (weights * values).sum(1)
 
 
@@ -41,24 +43,32 @@ def forecast(model: Any, run: Trajectories, steps: int, *args: Any, seed: int = 
     Args:
         model: the run's: a `Chain`, or an object with Pyro `init` and `step` whose observed sites are given
             `obs=None` past the end of the series.
-        run: a run of one island that has its last state.
+        run: has its last state; its problems ended together.
         steps: how many steps beyond the run's depth.
         *args: the run's own arguments; controls among them reach `steps` further.
         seed: of the draws.
 
     Raises:
-        ValueError: the model observes something in these steps, or reads past the end of its series.
+        ValueError: the model observes something in these steps, or reads past the end of its series; the run is
+            tilted by a potential that is no likelihood.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if run.state is None:
         raise ValueError("run must have its last state: one that was loaded from a file has none")
-    kernel = as_kernel(model, args, problems=None if not args else run.problems)
+    if unequal(run):
+        raise ValueError(
+            "the problems of the run ended at different depths: forecast those of one depth, run[rows]"
+        )
+    if run.log_potential is not None and run.settings["potential"] and not run.settings["evidence"]:
+        raise ValueError("the run is tilted by a potential that is no likelihood: forecast from run.untilted")
+    kernel = as_kernel(model, args, problems=run.problems)
     if not isinstance(kernel, PyroKernel):
         raise ValueError(
             "forecast needs a model with Pyro's sites: a PlainModel weighs, but does not draw observations"
         )
-    latent, depth = run.state, int(run.settings["depth"])
+    latent = run.state
+    depth = int(run.settings["depth"] if run.ended is None else run.ended[0])
     states, sites = [], []
     for t in range(depth, depth + steps):
         with _Recorded() as recorded:

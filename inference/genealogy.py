@@ -91,9 +91,7 @@ def fixed_lag(run: Trajectories, lag: int) -> Smoothed:
 
 
 @torch.no_grad()
-def backward_simulation(
-    model: Any, run: Trajectories, draws: int, *args: Any, seed: int = 0, depth: Tensor | None = None
-) -> Any:
+def backward_simulation(model: Any, run: Trajectories, draws: int, *args: Any, seed: int = 0) -> Any:
     """Draw paths from the end backwards, each step's slot in proportion to W_t^i p(next | state_t^i).
 
     Given the run the paths are independent draws of equal weight. What a step observes must depend on its new state
@@ -107,7 +105,6 @@ def backward_simulation(
         draws: M.
         *args: the run's arguments: a chain's problems x.
         seed: same seed, same paths.
-        depth: int64 `[B]`, where the run's problems differed in depth.
 
     Returns:
         States, leaves `[S, M, B, ...]`. Where all weights of a problem vanished they mean nothing.
@@ -147,8 +144,8 @@ def backward_simulation(
                 f"log_transition must return {list(shape)} here, [N, M, B], got shape {list(log_density.shape)}"
             )
         chosen = pick(run.log_weights[s - 1][:, None] + log_density)
-        if depth is not None:  # a problem that had ended stood still
-            chosen = torch.where(depth.to(device) < run.depths[s], slot, chosen)
+        if run.ended is not None:  # a problem that had ended stood still
+            chosen = torch.where(run.ended < run.depths[s], slot, chosen)
         slot = chosen
         path.append(at(s - 1, slot))
     return trees.map_state(lambda *rows: torch.stack(rows), *path[::-1])
@@ -158,7 +155,12 @@ def unique_ancestors(run: Trajectories) -> Tensor:
     """How many distinct slots of every depth step the N final trajectories come from, int64 `[S, B]`.
 
     N at the last step. Where it is small, `genealogical` says little about that step.
+
+    Raises:
+        ValueError: the run did not keep its ancestors.
     """
+    if run.effective is not None and len(run.log_weights) != len(run.effective):
+        raise ValueError('the run must have kept its ancestors: make it with keep="paths" or "latents"')
     lines = run.lines().sort(1).values
     return 1 + (lines.diff(dim=1) != 0).sum(1)
 

@@ -97,13 +97,14 @@ class weighted(Messenger):  # noqa: N801
 
     Args:
         plates: how many plates of the model's own stand to the right of `problems`; sites are summed over them.
-        missing: whether NaN in an observation means that it was not made: it then weighs nothing.
+        missing: whether NaN in an observation means that it was not made: it then weighs nothing. Each observation
+            is looked at, which on a GPU waits for the device.
         per_site: keep each site's own log weight too.
 
     Attributes:
         log_weight: `[..., B]` once a site has contributed, 0.0 before.
         observed: names of the sites that were observed.
-        factors: names of those among them that are `pyro.factor`s, so no likelihoods.
+        factors: names of those among them that are no likelihoods: `pyro.factor`s, and what is scaled.
         sites: with `per_site`, name -> log weight `[..., B]`.
     """
 
@@ -126,10 +127,13 @@ class weighted(Messenger):  # noqa: N801
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         posterior = msg["infer"].get("posterior")
         if msg["is_observed"]:
+            if msg["infer"].get("_deterministic") or (self.missing and _absent(msg["value"])):
+                return
             density = present_log_prob if self.missing else _log_prob
             log_weight = density(msg["fn"], msg["value"])
             self.observed.append(msg["name"])
-            if isinstance(msg["fn"], Unit):
+            tempered = isinstance(msg["scale"], Tensor) or msg["scale"] != 1
+            if isinstance(msg["fn"], Unit) or tempered:
                 self.factors.append(msg["name"])
         elif posterior is not None:
             log_weight = msg["fn"].log_prob(msg["value"]) - posterior.log_prob(msg["value"])
@@ -143,6 +147,10 @@ class weighted(Messenger):  # noqa: N801
         if self.per_site:
             self.sites[msg["name"]] = log_weight
         self.log_weight = self.log_weight + log_weight
+
+
+def _absent(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(value.isnan().all())
 
 
 def _log_prob(fn: TorchDistribution, value: Tensor) -> Tensor:
@@ -241,6 +249,7 @@ class seeded(Messenger):  # noqa: N801
 
     Attributes:
         gaussian: whether every site so far was Gaussian; only those keep their noise when rows leave.
+        reparameterised: whether gradients flow through every draw so far.
     """
 
     def __init__(
@@ -254,7 +263,7 @@ class seeded(Messenger):  # noqa: N801
         if first_particle % block:
             raise ValueError(f"a chunk must start at a multiple of {block} particles, got {first_particle}")
         self.seed, self.block, self.first_block = seed, block, first_particle // block
-        self.problems, self.gaussian = problems, True
+        self.problems, self.gaussian, self.reparameterised = problems, True, True
         self.generators: dict[tuple[int, str], torch.Generator] = {}
         self.step = self.others = 0
 
@@ -282,6 +291,7 @@ class seeded(Messenger):  # noqa: N801
             msg["value"] = base.loc + base.scale * self._noise(base)
         else:
             self.gaussian = False
+            self.reparameterised &= fn.has_rsample
             device = _device(fn)
             self.others += 1
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -328,6 +338,8 @@ def seed_global(key: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
 
 
 class keyed:  # noqa: N801

@@ -5,7 +5,8 @@
     plain    `PlainModel`: functions of tensors and standard normal noise, without Pyro
 
 Every latent leaf is `[N, B, ...]`. With several problems every tensor among the arguments is `[B, ...]`: constants
-that problems share belong to the model. NaN in an argument means "not observed".
+that problems share belong to the model. To a Pyro model NaN in an argument means "not observed"; a `PlainModel`
+weighs by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -81,6 +83,8 @@ class PlainKernel:
     device: torch.device
     kept: tuple[Tensor, int] | None = None
     as_tensor: bool = False
+    shared: bool = False  # all columns have the same arguments
+    reparameterised: bool = True
 
     @property
     def context(self) -> Any:
@@ -105,8 +109,11 @@ class PlainKernel:
         """Take a step."""
         _, first = next(trees.leaves(latent))
         noise = self.noise(len(first), t, seed)
-        at = torch.tensor(t, device=self.device) if self.as_tensor else t
-        latent, log_weight = self.model.step(latent, at, noise, *self.args)
+        at = torch.full((), t, device=self.device) if self.as_tensor else t
+        result = self.model.step(latent, at, noise, *self.args)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(f"the step of a PlainModel must return (state, log_weight), got {type(result)}")
+        latent, log_weight = result
         if t == 0 and tuple(log_weight.shape) != tuple(first.shape[:2]):
             raise ValueError(
                 f"step must return log weights {list(first.shape[:2])}, got shape {list(log_weight.shape)}"
@@ -116,7 +123,8 @@ class PlainKernel:
     def rows(self, rows: Tensor) -> "PlainKernel":
         """Keep some problems."""
         whole = (rows, self.problems) if self.kept is None else (self.kept[0][rows], self.kept[1])
-        return replace(self, args=_rows(self.args, self.problems, rows), problems=len(rows), kept=whole)
+        args = self.args if self.shared else _rows(self.args, rows)
+        return replace(self, args=args, problems=len(rows), kept=whole)
 
     def compiled(self) -> "PlainKernel":
         """The same with a compiled step; t becomes a 0-d tensor, so that one compilation serves every step."""
@@ -125,7 +133,7 @@ class PlainKernel:
     def repeat(self, times: int) -> "PlainKernel":
         """Every problem several times."""
         rows = torch.arange(self.problems, device=self.device).repeat_interleave(times)
-        args = _rows(self.args, self.problems, rows)
+        args = self.args if self.shared else _rows(self.args, rows)
         return replace(self, args=args, problems=self.problems * times)
 
 
@@ -146,6 +154,11 @@ class PyroKernel:
         missing: whether an argument holds NaN.
         strict: keep each site's own log weight.
         single: no `problems` plate: one problem, particles at dim -1 - plates, leaves `[N, ...]` for the model.
+        shared: all columns have the same arguments: one problem, or islands of it.
+
+    Attributes:
+        gaussian: whether every site so far was Gaussian.
+        reparameterised: whether gradients flow through every draw so far.
     """
 
     def __init__(
@@ -160,13 +173,15 @@ class PyroKernel:
         missing: bool = False,
         strict: bool = False,
         single: bool = False,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.model, self.args, self.problems, self.device = model, args, problems, device
         self.plates, self.guide, self.handler = plates, guide, handler
         self.missing, self.strict, self.single = missing, strict, single
         self.record_last = False
         self.kept: tuple[Tensor, int] | None = None
-        self.gaussian = True  # whether every site so far was
+        self.gaussian = self.reparameterised = True
 
     @property
     def context(self) -> Any:
@@ -202,26 +217,46 @@ class PyroKernel:
             stack.enter_context(pyro.plate("particles", width, dim=-1 - self.plates - (not self.single)))
             if not self.single:
                 stack.enter_context(pyro.plate("problems", self.problems, dim=-1 - self.plates))
+            if t <= 0:
+                stack.enter_context(self._shapes_explained())
             if self.guide is not None:
                 with replayed.recording():
                     getattr(self.guide, method)(*before, *self.args)
             if method == "init":
                 latent = start(self.model, (width,) if self.single else (width, self.problems), *self.args)
+                latent = trees.map_state(lambda leaf: leaf.to(self.device), latent)
             else:
                 latent = self.model.step(*before, *self.args)
             if self.guide is not None:
                 replayed.check()
         self.gaussian &= noise.gaussian
+        self.reparameterised &= noise.reparameterised
         log_factor = w.log_weight if isinstance(w.log_weight, Tensor) else None
         if self.single:
             latent = trees.map_state(lambda leaf: leaf[:, None], latent)
             log_factor = None if log_factor is None else log_factor[:, None]
         if log_factor is not None and log_factor.shape != (width, self.problems):
-            log_factor = log_factor.expand(width, self.problems)
+            with self._shapes_explained():
+                log_factor = log_factor.expand(width, self.problems)
         last = None
         if self.record_last and handler is not None and handler.sites:
             last = LastMove(handler.sites[-1].proposal, handler.sites[-1].value)
         return Moved(latent, log_factor, bool(w.observed), not w.factors, w.sites, last)
+
+    @contextmanager
+    def _shapes_explained(self) -> Iterator[None]:
+        """Put what a user can do about it before the words that torch and Pyro have for shapes that do not fit."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            words = str(error)
+            if "collide at dim" in words:
+                hint = "a model with plates of its own must say max_plate_nesting"
+            elif any(part in words for part in ("must match", "broadcast", "expanded size", "Shape mismatch")):
+                hint = f"states and observations must fit {self.problems} problems (problems=B for several series)"
+            else:
+                raise
+            raise ValueError(f"{hint} ({words.splitlines()[0]})") from error
 
     def recording(self) -> "PyroKernel":
         """The same, remembering the last transition."""
@@ -231,18 +266,20 @@ class PyroKernel:
 
     def rows(self, rows: Tensor) -> "PyroKernel | None":
         """Keep some problems; None where a guide or a site that is not Gaussian would see other noise."""
-        if not self.gaussian or self.guide is not None or self.handler is not None or self.missing:
+        if not self.gaussian or self.guide is not None or self.handler is not None:
             return None
         kept = copy(self)
         kept.kept = (rows, self.problems) if self.kept is None else (self.kept[0][rows], self.kept[1])
-        kept.args, kept.problems = _rows(self.args, self.problems, rows), len(rows)
+        kept.args = self.args if self.shared else _rows(self.args, rows)
+        kept.problems = len(rows)
         return kept
 
     def repeat(self, times: int) -> "PyroKernel":
         """Every problem several times."""
         repeated = copy(self)
         rows = torch.arange(self.problems, device=self.device).repeat_interleave(times)
-        repeated.args, repeated.problems = _rows(self.args, self.problems, rows), self.problems * times
+        repeated.args = self.args if self.shared else _rows(self.args, rows)
+        repeated.problems = self.problems * times
         return repeated
 
 
@@ -307,7 +344,8 @@ def as_kernel(
         guide: a `Guide` for a chain; for other Pyro models an object with the same two methods.
         evidence: what a chain's guide sees, `[B, L]`.
         problems: B, for models that are no chains; None: 1.
-        device: None: that of the chain's parameters or of the first tensor among the arguments.
+        device: where it runs, and where the arguments go; None: that of the chain's parameters, or of the first
+            tensor among the arguments.
         strict: keep each site's own log weight, so that the one that kills a problem can be named.
 
     Raises:
@@ -320,6 +358,7 @@ def as_kernel(
     b = 1 if problems is None else problems
     if b < 1:
         raise ValueError(f"problems must be at least 1, got {b}")
+    args = [_mapped(arg, lambda leaf: torch.as_tensor(leaf, device=device)) for arg in args]
     tensors = [leaf for arg in args for leaf in _tensors(arg)]
     for leaf in tensors if b > 1 else ():
         if leaf.dim() == 0 or len(leaf) != b:
@@ -333,7 +372,7 @@ def as_kernel(
     if isinstance(model, PlainModel):
         if guide is not None:
             raise ValueError("a PlainModel proposes in its own step: give its log p - log q with the log weight")
-        return PlainKernel(model, tuple(args), b, device)
+        return PlainKernel(model, tuple(args), b, device, shared=b == 1)
     for name in ("init", "step"):
         for part, what in ((model, "model"), (guide, "guide")):
             if part is not None and not callable(getattr(part, name, None)):
@@ -342,7 +381,7 @@ def as_kernel(
                 )
     missing = any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors)
     plates = int(getattr(model, "max_plate_nesting", 0))
-    return PyroKernel(model, tuple(args), b, device, plates, guide, None, missing, strict)
+    return PyroKernel(model, tuple(args), b, device, plates, guide, None, missing, strict, shared=b == 1)
 
 
 def _chain_kernel(
@@ -380,20 +419,21 @@ def _tensors(arg: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _rows(args: tuple[Any, ...], problems: int, rows: Tensor) -> tuple[Any, ...]:
-    """The arguments of these problems; one problem's arguments are shared, where they are."""
+def _mapped(arg: Any, function: Callable[[Any], Any]) -> Any:
+    """An argument with a function applied to its tensors and arrays, however nested."""
+    if isinstance(arg, Tensor | np.ndarray):
+        return function(arg)
+    if isinstance(arg, dict):
+        return {key: _mapped(part, function) for key, part in arg.items()}
+    if isinstance(arg, tuple | list):
+        parts = [_mapped(part, function) for part in arg]
+        return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
+    return arg
 
-    def pick(arg: Any) -> Any:
-        if isinstance(arg, Tensor):
-            return arg[rows] if arg.dim() > 0 and len(arg) == problems else arg
-        if isinstance(arg, dict):
-            return {key: pick(part) for key, part in arg.items()}
-        if isinstance(arg, tuple | list):
-            parts = [pick(part) for part in arg]
-            return type(arg)(*parts) if hasattr(arg, "_fields") else type(arg)(parts)
-        return arg
 
-    return tuple(pick(arg) for arg in args)
+def _rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
+    """The arguments of these problems."""
+    return tuple(_mapped(arg, lambda leaf: leaf[rows]) for arg in args)
 
 
 def _device_of(model: Any) -> torch.device:

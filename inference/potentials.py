@@ -111,6 +111,9 @@ class Potential:
     def __mul__(self, other: "Potential | Callable[[View], Tensor]") -> "Potential":
         return _Product((self, as_potential(other)))
 
+    def __rmul__(self, other: "Callable[[View], Tensor]") -> "Potential":
+        return as_potential(other) * self
+
     def __pow__(self, power: float) -> "Potential":
         return _Power(self, float(power))
 
@@ -172,6 +175,7 @@ class Likelihood(Potential):
             self.y = self.y[None]
         self.observed = self.y >= 0 if observed is None else torch.as_tensor(observed).expand(self.y.shape)
         self.anneal = anneal
+        self._checked = False
         self.evidence = "last" if anneal else "every"
 
     def __call__(self, view: View) -> Tensor:
@@ -182,8 +186,11 @@ class Likelihood(Potential):
                 f"y must be one answer or one for each of {len(view._problems)} problems, got {len(self.y)}"
             )
         rows = view.problem if len(self.y) > 1 else torch.zeros_like(view.problem)
-        y, observed = self.y.to(device)[rows], self.observed.to(device)[rows]
+        if self.y.device != device:  # once: a copy at every depth step would wait for the host
+            self.y, self.observed = self.y.to(device), self.observed.to(device)
+        y, observed = self.y[rows], self.observed[rows]
         readout = view.readout
+        self._check(readout)
         base, logits = getattr(readout, "base_dist", None), getattr(readout, "logits", None)
         if logits is not None and tuple(logits.shape[-2:-1]) == tuple(y.shape[-1:]):  # tokens, as GRAM's
             law = torch.distributions.Categorical(logits=logits, validate_args=False)
@@ -196,8 +203,20 @@ class Likelihood(Potential):
             raise ValueError("the readout has no independent tokens, so all of y must be observed")
         if not self.anneal:
             return log_p
-        share = torch.as_tensor(view.t / view.depth, device=device).clamp(max=1.0)
-        return torch.where(log_p.isneginf(), log_p, share.to(log_p) * log_p)  # share is never 0
+        share = view.t / view.depth  # never 0, so that -inf stays
+        return (min(share, 1.0) if isinstance(share, float) else share.clamp(max=1.0).to(log_p)) * log_p
+
+    def _check(self, readout: Any) -> None:
+        """Once: the length of y, and its tokens."""
+        if self._checked:
+            return
+        self._checked = True
+        length = tuple(readout.event_shape)[:1]
+        if length and length[0] != self.y.shape[-1]:
+            raise ValueError(f"y must hold the {length[0]} tokens of the readout, got {self.y.shape[-1]}")
+        logits = getattr(readout, "logits", getattr(getattr(readout, "base_dist", None), "logits", None))
+        if logits is not None and int(self.y.max()) >= logits.shape[-1]:
+            raise ValueError(f"y must hold tokens below {logits.shape[-1]}, got {int(self.y.max())}")
 
 
 likelihood = Likelihood
@@ -218,20 +237,23 @@ class LookAhead(Potential):
 
     def __call__(self, view: View) -> Tensor:
         """Log psi, `[N, B]`."""
-        log_psi = self.function(view)
-        return torch.where(torch.as_tensor(view.last, device=log_psi.device), 0.0, log_psi)
+        log_psi, last = self.function(view), view.last
+        if isinstance(last, bool):
+            return torch.zeros_like(log_psi) if last else log_psi
+        return torch.where(last, 0.0, log_psi)
 
 
 look_ahead = LookAhead
 
 
 @dataclass(frozen=True)
-class _Function(Potential):
-    """A user's function."""
+class Function(Potential):
+    """A user's function, which so gains products and powers: `Function(f) * value`."""
 
     function: Callable[[View], Tensor]
 
     def __call__(self, view: View) -> Tensor:
+        """Log psi, `[N, B]`."""
         return self.function(view)
 
 
@@ -291,4 +313,4 @@ def as_potential(potential: Potential | Callable[[View], Tensor]) -> Potential:
         return potential
     if isinstance(potential, type) or not callable(potential):
         raise ValueError(f"a potential must be a function of the view, got {potential!r}")
-    return _Function(potential)
+    return Function(potential)

@@ -47,7 +47,7 @@ class Record:
     def add(self, algorithm: Any, state: Any, info: Any) -> None:
         """Record a depth step."""
         row = {"log_normalizer": state.log_normalizer, "ess": state.ess}
-        row |= {name: self._collected(function, state) for name, function in self.collect.items()}
+        row |= {f"of {name}": self._collected(name, function, state) for name, function in self.collect.items()}
         if not self.figures:
             self.figures = {name: value.new_empty(self.steps, *value.shape) for name, value in row.items()}
         before = {name: value[self.taken - 1] for name, value in self.figures.items()} if self.taken else None
@@ -98,13 +98,17 @@ class Record:
             whole["ancestors"] = torch.where(gone, own, whole["ancestors"])
         return whole
 
-    def _collected(self, function: Callable[[Any, Tensor], Tensor], state: Any) -> Tensor:
-        weights = state.log_weights.exp()
-        if self.islands == 1:
-            return function(state.latent, weights)
-        share = pooled_shares(state.log_normalizer, self.islands)
-        latent = trees.map_state(lambda leaf: pool(leaf, self.islands), state.latent)
-        return function(latent, pool(weights * share.to(weights), self.islands))
+    def _collected(self, name: str, function: Callable[[Any, Tensor], Tensor], state: Any) -> Tensor:
+        weights, latent = state.log_weights.exp(), state.latent
+        if self.islands > 1:
+            share = pooled_shares(state.log_normalizer, self.islands)
+            weights = pool(weights * share.to(weights), self.islands)
+            latent = trees.map_state(lambda leaf: pool(leaf, self.islands), latent)
+        value = function(latent, weights)
+        if not isinstance(value, Tensor) or value.shape[:1] != weights.shape[1:]:
+            got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"collect[{name!r}] must return a tensor [{weights.shape[1]}, ...], got {got}")
+        return value
 
     def trajectories(self, x: Any, state: Any, likelihood: bool, **about: Any) -> Trajectories:
         """The run, islands put together."""
@@ -117,6 +121,7 @@ class Record:
         }
         figures = {name: value[: self.taken] for name, value in self.figures.items()}
         log_normalizer, ess = figures.pop("log_normalizer"), figures.pop("ess")
+        figures = {name.removeprefix("of "): value for name, value in figures.items()}
         latent, halted = state.latent, state.halted
         log_weights, ancestors = stacked["log_weights"], stacked["ancestors"]
         if islands > 1:

@@ -16,6 +16,7 @@ Sources: Gordon, Salmond and Smith 1993; Del Moral, "Feynman-Kac Formulae", 2004
 Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampling).
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -60,6 +61,8 @@ class SMCState(NamedTuple):
     halted: Tensor | None  # trajectories that their halt head stopped, bool [N, B]; None: never
     t: int  # depth steps taken
     seed: int
+    observed: bool  # whether anything was observed so far
+    likelihood: bool  # whether all of it was a likelihood
     weighs: bool  # whether the last step's weights may trigger resampling
     last: Any = None  # the last transition, for rejuvenation
 
@@ -71,8 +74,6 @@ class SMCInfo(NamedTuple):
     resampled: Tensor  # bool [B]
     log_increment: Tensor  # log Z_t - log Z_{t-1}, [B]
     view: View  # state, heads and answers after the step
-    observed: bool  # whether the step observed something
-    likelihood: bool  # whether all it observed is a likelihood
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,12 @@ class Filter:
     x: Tensor | None = None  # a chain's problems
     problem: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))  # of each column
     columns: tuple[Tensor, int] | None = None  # (which, of how many) columns are still here
+    last_depth: int = sys.maxsize  # when the last problem ends
 
     @property
     def masked(self) -> bool:
         """Whether trajectories or problems may stand still while others go on."""
         return self.halt_above is not None or isinstance(self.depth, Tensor)
-
-    @property
-    def last_depth(self) -> int:
-        """Depth steps until the last problem ends."""
-        return int(self.depth.max()) if isinstance(self.depth, Tensor) else self.depth
 
     def view(self, latent: Any, previous: Any, t: int, seed: int | None = None) -> View:
         """What a potential sees of these latents; without a seed answers are not sampled."""
@@ -138,6 +135,10 @@ def build(
     compile: bool = False,
 ) -> Filter:
     """Check the choices of a filter and put them together; the arguments are those of `run`."""
+    if rejuvenate is not None and (isinstance(rejuvenate, type) or not callable(rejuvenate)):
+        raise ValueError(f"rejuvenate must be a move such as pcn(), got {rejuvenate!r}")
+    if rejuvenate is not None and decode == "sample":
+        raise ValueError("rejuvenate cannot weigh a sampled answer anew: use decode='mode'")
     for name, number in (("width", width), ("islands", islands)):
         if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
@@ -159,7 +160,7 @@ def build(
     x = torch.as_tensor(args[0], device=kernel.device) if isinstance(model, Chain) else None
     x = x[None] if x is not None and x.dim() == 1 else x
     problem = torch.arange(kernel.problems, device=kernel.device)
-    depth = _depth(depth, kernel)
+    depth, last_depth = _depth(depth, kernel)
     if islands > 1:
         kernel, problem = kernel.repeat(islands), problem.repeat_interleave(islands)
         depth = depth.repeat_interleave(islands) if isinstance(depth, Tensor) else depth
@@ -180,12 +181,15 @@ def build(
         rejuvenate,
         x,
         problem,
+        last_depth=last_depth,
     )
 
 
 def init(algorithm: Filter, seed: int = 0) -> SMCState:
     """Draw the states at depth 0, all with equal weights unless `init` observed something."""
     kernel, n = algorithm.kernel, algorithm.width
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     with keyed(seed, -1, kernel.device):
         moved = kernel.start(n, seed)
     b, device = kernel.problems, kernel.device
@@ -206,6 +210,8 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
         halted=None if algorithm.halt_above is None else torch.zeros(n, b, dtype=torch.bool, device=device),
         t=0,
         seed=seed,
+        observed=moved.observed,
+        likelihood=moved.likelihood,
         weighs=moved.observed,
     )
     if moved.log_factor is None:
@@ -243,7 +249,15 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         algorithm.potential is not None and (not algorithm.guided or algorithm.potential.look_ahead)
     )
     state = state._replace(
-        latent=latent, log_psi=log_psi, halted=halted, done=done, t=t, weighs=weighs, last=moved.last
+        latent=latent,
+        log_psi=log_psi,
+        halted=halted,
+        done=done,
+        t=t,
+        observed=state.observed or moved.observed,
+        likelihood=state.likelihood and moved.likelihood,
+        weighs=weighs,
+        last=moved.last,
     )
     if algorithm.strict:
         check_factors(algorithm, state, sites, log_factor, log_increment)
@@ -258,7 +272,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
             log_normalizer=torch.where(ended, before.log_normalizer, state.log_normalizer),
             ess=torch.where(ended, before.ess, state.ess),
         )
-    return state, SMCInfo(ancestors, resampled, log_total, view, moved.observed, moved.likelihood)
+    return state, SMCInfo(ancestors, resampled, log_total, view)
 
 
 def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | None, Tensor]:
@@ -319,16 +333,15 @@ def _stand_still(
 
 def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Tensor | None, Tensor]:
     """Which trajectories halt now, and for which problems this depth step is the last."""
-    depth = torch.as_tensor(view.depth, device=state.done.device)
     running, halted = state.done == 0, state.halted
-    ending = depth <= view.t
+    ending = torch.zeros_like(running) | (view.depth <= view.t)
     if halted is not None:
         if "halt" not in view.heads:
             raise ValueError(f"halt_probability needs a halt head, and {type(view.model).__name__} has none")
         assert algorithm.halt_above is not None
         halted = halted | ((view.heads["halt"] > algorithm.halt_above) & running)
         ending = ending | halted.all(0)
-        view.depth = torch.where(ending, view.t, depth)  # so that a look-ahead is released, an annealing ends
+        view.depth = torch.where(ending, view.t, view.depth)  # so that a look-ahead is released, an annealing ends
     return view, halted, torch.where(running & ending, view.t, state.done).to(state.done.dtype)
 
 
@@ -339,6 +352,8 @@ def _weigh(
     if algorithm.potential is None:
         return state.log_psi, log_factor
     log_psi = algorithm.potential(view)
+    if not isinstance(log_psi, Tensor):
+        raise ValueError(f"the potential must return log psi as a tensor, got {type(log_psi).__name__}")
     if tuple(log_psi.shape) != tuple(state.log_psi.shape):
         raise ValueError(
             f"the potential must return log psi {list(state.log_psi.shape)}, got shape {list(log_psi.shape)}"
@@ -404,7 +419,7 @@ def run(
     model: Any,
     *args: Any,
     width: int = 20,
-    depth: int | Tensor = 16,
+    depth: int | Tensor | None = None,
     seed: int = 0,
     potential: Potential | Callable[[View], Tensor] | None = None,
     resample: Scheme | Adaptive | None = systematic,
@@ -434,9 +449,11 @@ def run(
             samples under our plates (`max_plate_nesting` plates of its own stand to their right); or a
             `PlainModel`. t counts from 0.
         *args: for a chain the problems x; for other models what their functions take. With several problems every
-            tensor among them is `[B, ...]`. NaN in an observation of a Pyro model means that it was not made.
+            tensor among them is `[B, ...]`, so a step observes `y[..., t]`. NaN in an observation of a Pyro model
+            means that it was not made; elsewhere NaN is an error.
         width: N, particles a problem (an island).
         depth: S, depth steps; an int64 `[B]` tensor where series differ in length: a problem that has ended stays.
+            None: 16 for a chain; other models must be told.
         seed: same seed, same device, same numbers. The global generator is not touched.
         potential: log psi of the view, `probgram.inference.potentials`; None: what the model observes alone.
         resample: a scheme, or `adaptive(scheme, ...)` with its own threshold and depths; None: never, so that
@@ -462,8 +479,10 @@ def run(
         rejuvenate: moves resampled trajectories, `probgram.inference.rejuvenation`.
         compile: compile the step of a `PlainModel`.
         gradient: keep the graph: log_normalizer has gradients with respect to what the model depends on. Those of
-            the resampling choices are dropped, so the gradient of log Z is biased where resampling acts.
-        start: go on from a run of the same model, width and seed, `depth` steps further.
+            the resampling choices are dropped, so the gradient of log Z is biased where resampling acts. Every
+            latent site must be reparameterised.
+        start: go on from a run of the same model, width, seed and potential, `depth` steps further. Rejuvenation
+            does not act before the first of them.
         task: name that the result carries.
         progress: show a progress bar.
         callback: called after every depth step.
@@ -475,7 +494,11 @@ def run(
         ValueError: a choice makes no sense, or a state has a wrong shape.
         FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
     """
-    offset = _offset(start, width, seed, islands)
+    if depth is None:
+        if not isinstance(model, Chain):
+            raise ValueError("depth must be given: how many steps the series has")
+        depth = 16
+    offset = _offset(start, width, seed, islands, potential)
     if keep is None:
         keep = "paths" if isinstance(model, Chain) else "summary"
     if keep not in ("last", "summary", "paths", "latents"):
@@ -485,7 +508,7 @@ def run(
             model,
             *args,
             width=width,
-            depth=depth + offset if offset else depth,
+            depth=depth if start is None else _further(depth, offset),
             potential=potential,
             resample=resample,
             ess_threshold=ess_threshold,
@@ -504,13 +527,12 @@ def run(
         whole: SMCState | None = None  # all problems, once some have left
         steps = algorithm.last_depth - offset
         record = Record(keep, collect or {}, islands, algorithm.kernel.problems, steps)
-        likelihood, observed = (True, False) if start is None else start.settings["factors"]
         with ProgressBar(algorithm.last_depth, offset, progress) as bar:
             while state.t < algorithm.last_depth:
                 state, info = step(algorithm, state)
+                if gradient and not algorithm.kernel.reparameterised:
+                    raise ValueError("gradient=True needs reparameterised sites: a discrete one has no gradient")
                 record.add(algorithm, state, info)
-                likelihood &= info.likelihood
-                observed |= info.observed
                 if callback is not None:
                     callback(state, info)
                 bar.update(state.t, {})
@@ -532,34 +554,40 @@ def run(
     }
     settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
     settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
-    settings |= {"halt_probability": halt_probability, "weighs": state.weighs, "factors": [likelihood, observed]}
-    meaning = _evidence(algorithm.potential, observed, likelihood)
+    settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
+    settings |= {"observed": state.observed, "likelihood": state.likelihood}
+    meaning = _evidence(algorithm.potential, state.observed, state.likelihood)
     return record.trajectories(
         algorithm.x,
         state,
         meaning is not None,
+        ended=state.done.unflatten(0, (-1, islands)).amax(1) if algorithm.masked else None,
         task=task,
         seed=seed,
         settings=settings | {"evidence": meaning},
     )
 
 
-def _depth(depth: int | Tensor, kernel: Kernel) -> int | Tensor:
-    """Depth steps, one number or one a problem."""
+def _depth(depth: int | Tensor, kernel: Kernel) -> tuple[int | Tensor, int]:
+    """Depth steps, one number or one a problem, and the most of them."""
     whole = not isinstance(depth, bool) and isinstance(depth, Integral)
     if isinstance(depth, Tensor) and depth.dim() == 0 and not depth.is_floating_point():
         depth, whole = int(depth), True
     if whole:
         if int(depth) < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        return int(depth)
+        return int(depth), int(depth)
     depth = torch.as_tensor(depth) if isinstance(depth, Tensor | list | tuple) else torch.zeros(0, 0)
     if depth.dim() != 1 or len(depth) != kernel.problems or depth.is_floating_point() or int(depth.min()) < 1:
         raise ValueError(f"depth must be an integer of at least 1, or {kernel.problems} of them, a problem each")
-    return depth.to(kernel.device, torch.long)
+    return depth.to(kernel.device, torch.long), int(depth.max())
 
 
-def _offset(start: Trajectories | None, width: int, seed: int, islands: int) -> int:
+def _further(depth: int | Tensor, offset: int) -> int | Tensor:
+    return depth + offset if isinstance(depth, int | Tensor) else [number + offset for number in depth]
+
+
+def _offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
     if start is None:
         return 0
     if start.state is None or start.log_potential is None:
@@ -569,7 +597,17 @@ def _offset(start: Trajectories | None, width: int, seed: int, islands: int) -> 
     for name, was, now in (("width", start.width, width), ("seed", start.seed, seed)):
         if was != now:
             raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    before, again = start.settings["potential"], None if potential is None else _name(potential)
+    if before != again:
+        raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
+    if unequal(start):
+        raise ValueError("start holds problems that ended at different depths: they cannot be continued together")
     return start.settings["depth"]
+
+
+def unequal(run: Trajectories) -> bool:
+    """Whether the series of a run ended at different depths, other than by halting."""
+    return run.ended is not None and run.halted is None and bool((run.ended != run.ended[0]).any())
 
 
 def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
@@ -596,6 +634,8 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
         halted=halted,
         t=start.settings["depth"],
         seed=start.seed,
+        observed=start.settings["observed"],
+        likelihood=start.settings["likelihood"],
         weighs=start.settings["weighs"],
     )
 

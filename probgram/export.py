@@ -22,6 +22,10 @@ def to_arviz(run: "Trajectories") -> Any:
     dead = np.flatnonzero(weights.sum(0) == 0)
     if len(dead):
         raise ValueError(f"problems {dead.tolist()} have no trajectory of positive weight: convert the others")
+    if not run.answers.shape[-1]:
+        raise ValueError(
+            "the run has no answers to convert: `run.states` and `run.weights` hold what its model drew"
+        )
     slots = _equal_weight_slots(weights, run.seed)
     problems = np.arange(run.problems)
 
@@ -49,5 +53,10 @@ def _equal_weight_slots(weights: np.ndarray, seed: int) -> np.ndarray:
     """Systematic resampling of `[N, B]` weights: slots `[N, B]` in order; equal weights give every slot once."""
     n = len(weights)
     cumulative = np.cumsum(weights, 0)
-    points = (np.arange(n) + np.random.default_rng(seed).uniform(0.25, 0.75)) / n
-    return np.stack([np.searchsorted(c / c[-1], points).clip(max=n - 1) for c in cumulative.T], 1)
+    offsets = np.asarray(np.random.default_rng(seed).random(weights.shape[1]))
+    slots = np.empty_like(weights, dtype=np.int64)
+    for column in range(weights.shape[1]):
+        c, u = cumulative[:, column], offsets[column]
+        slots[:, column] = np.searchsorted(c / c[-1], (np.arange(n) + u) / n, side="right").clip(max=n - 1)
+    equal = (weights == weights[0]).all(0)  # exactly: rounding of the sums must not move a slot
+    return np.where(equal, np.arange(n)[:, None], slots)

@@ -59,7 +59,7 @@ def check_state(state: Any, batch_shape: tuple[int, ...]) -> None:
                 f"{name} must begin with the batch dimensions {list(batch_shape)}, got shape {list(leaf.shape)}"
             )
         if leaf.is_floating_point() and bool(leaf.isnan().any()):
-            raise ValueError(f"{name} is NaN after the first step")
+            raise ValueError(f"{name} is NaN")
 
 
 def expand(state: State, batch_shape: tuple[int, ...], batch_dims: int = 1) -> State:

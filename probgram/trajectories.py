@@ -43,17 +43,18 @@ class Trajectories:
     Attributes:
         x: the problems, `[B, ...]`.
         answers: decoded answers, smallest unsigned or signed type that fits, `[S, N, B, L]`.
-        log_weights: unnormalised, float32 or wider, `[S, N, B]`; all zero without potentials.
+        log_weights: float32 or wider, `[S, N, B]`; those of `sample` are zero, those of the filter normalised.
         ancestors: int32 `[S, N, B]`, or None where nothing was resampled (every slot is its own ancestor).
         heads: logits by name, `[S, N, B]` each.
-        log_normalizer: running log Z in nats, a row for every depth step; zero without potentials.
+        log_normalizer: running log Z in nats, a row for every depth step; zero where nothing weighs.
         log_potential: log psi of the last depth step, `[N, B]`; None without a filter.
         effective: effective sample size at every depth step, for runs that record fewer rows than steps.
         collected: what `collect` gave, `[S, B, ...]` each.
         states: the latents of every recorded row, leaves `[S, N, B, ...]`, where they were asked for; else None.
         likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
         halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
-        state: the last state, to go deeper from, where `keep="latents"` asked for it; else None.
+        ended: depth step at which each problem of a filter ended, int32 `[B]`, where they may differ; else None.
+        state: the last state, to go on from: the filter's, or that of `sample` with `keep="latents"`; else None.
         depths: depth step of each recorded row, `[S]`, counted from 1.
         task: name of the task, "" where there is none.
         seed: the run's seed.
@@ -72,6 +73,7 @@ class Trajectories:
     states: Any = None
     likelihoods_only: bool = False
     halted: Tensor | None = None
+    ended: Tensor | None = None
     state: Any = None
     depths: tuple[int, ...] = ()
     task: str = ""
@@ -136,6 +138,7 @@ class Trajectories:
             collected={name: value[:, problem] for name, value in self.collected.items()},
             states=None if self.states is None else map_state(lambda leaf: leaf[:, :, problem], self.states),
             halted=None if self.halted is None else self.halted[:, problem],
+            ended=None if self.ended is None else self.ended[problem],
             state=None if self.state is None else map_state(lambda leaf: leaf[:, problem], self.state),
         )
 
@@ -255,6 +258,8 @@ class Trajectories:
             where their answers are equal.
         """
         answers = self.answers[step]  # [N, B, L]
+        if not answers.shape[-1]:
+            raise ValueError("the run has no answers: its model reads none out of its states")
         n, b, _ = answers.shape
         problem = torch.arange(b, device=answers.device).expand(n, b)
         rows = torch.cat([problem[..., None], answers.long()], -1).reshape(n * b, -1)
@@ -272,7 +277,7 @@ class Trajectories:
             The path written.
         """
         tensors = {"x": self.x, "answers": self.answers, "log_weights": self.log_weights}
-        for name in ("ancestors", "log_normalizer", "log_potential", "effective", "halted"):
+        for name in ("ancestors", "log_normalizer", "log_potential", "effective", "halted", "ended"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
         for group in ("heads", "collected"):

@@ -217,7 +217,7 @@ def test_a_problem_that_ended_stands_still_going_backwards_too():
     chain, series = gaussian()
     depth = torch.tensor([3, TIME])
     run = smc.run(chain, series.expand(2, TIME, 1), width=8, depth=depth, keep="latents")
-    paths = backward_simulation(chain, run, 5, series.expand(2, TIME, 1), depth=depth)
+    paths = backward_simulation(chain, run, 5, series.expand(2, TIME, 1))
     assert (paths[2:, :, 0] == paths[2, :, 0]).all() and not (paths[2:, :, 1] == paths[2, :, 1]).all()
 
 

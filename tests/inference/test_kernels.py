@@ -8,6 +8,7 @@ fixed seeds there is none. All other tests are exact.
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from probgram import Chain
-from probgram.inference import potentials, smc
+from probgram.inference import forecast, potentials, smc
 from probgram.inference.resampling import adaptive, systematic
 from probgram.models import HiddenMarkov, LinearGaussian
 from probgram.trajectories import Trajectories
@@ -567,7 +568,7 @@ class Anything(Chain):
             {"problems": 2},
             "state.count must begin with the",
         ),
-        (Wrong(torch.zeros(2), ZERO + math.nan), (ZERO[0],), {"problems": 2}, "state is NaN after the first step"),
+        (Wrong(torch.zeros(2), ZERO + math.nan), (ZERO[0],), {"problems": 2}, "state is NaN"),
         (
             Wrong(torch.zeros(2), 3.0),
             (ZERO[0],),
@@ -608,3 +609,143 @@ def test_bad_input_is_one_clear_sentence(model, args, choices, message):
         smc.run(model, *args, width=4, depth=2, **choices)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+class Tempered:
+    """z_t ~ N(0, 1), y = 0 observed at half weight, and something that only looks like an observation."""
+
+    def __init__(self, scale=0.5, factor_in_init=False):
+        self.scale, self.factor_in_init = scale, factor_in_init
+
+    def init(self):
+        if self.factor_in_init:
+            pyro.factor("bonus", torch.tensor(0.5))
+        return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def step(self, state, t):
+        state = pyro.deterministic(f"twice_{t}", 2 * pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0)))
+        if self.scale:
+            with pyro.poutine.scale(scale=self.scale):
+                pyro.sample(f"y_{t}", dist.Normal(state, 1.0), obs=torch.tensor(0.0))
+        return state
+
+
+@pytest.mark.parametrize(
+    "model", [Tempered(0.5), Tempered(None), Tempered(1.0, True)], ids=["scaled", "deterministic", "factor in init"]
+)
+def test_what_is_no_likelihood_gives_no_evidence(model):
+    run = smc.run(model, width=10, depth=2)
+    with pytest.raises(ValueError, match="log_evidence exists only where every factor is a likelihood"):
+        _ = run.log_evidence
+    assert float(smc.run(Tempered(1.0), width=10, depth=2).log_evidence[-1]) < 0
+
+
+def test_a_deterministic_site_weighs_nothing():
+    run = smc.run(Tempered(None), width=10, depth=3, keep="paths")
+    assert run.ancestors is None and float(run.log_normalizer[-1]) == 0
+
+
+class Walker:
+    """A model of series `[..., T]`."""
+
+    def init(self, y):
+        return pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def step(self, x, t, y):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[..., t] if t < y.shape[-1] else None)
+        return x
+
+
+class Proposer:
+    """Proposes nearer to 0."""
+
+    def init(self, y):
+        return pyro.sample("x", dist.Normal(0.0, 0.3))
+
+    def step(self, x, t, y):
+        return pyro.sample(f"x_{t}", dist.Normal(x / 2, 0.5))
+
+
+def test_what_was_not_observed_lets_the_guide_trigger_nothing():
+    run = smc.run(
+        Walker(), torch.full((6,), math.nan), guide=Proposer(), width=50, depth=6, ess_threshold=1.0, keep="paths"
+    )
+    assert run.ancestors is None
+
+
+def test_missing_values_do_not_keep_problems_in_the_batch():
+    """Series padded with NaN equal series run alone, whether or not ended ones left."""
+    y = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    y[:3, 5:] = math.nan
+    run = smc.run(Walker(), y, problems=4, width=30, depth=torch.tensor([5, 5, 5, 12]))
+    whole = smc.run(Walker(), y, problems=4, width=30, depth=12)
+    torch.testing.assert_close(run.log_evidence[-1], whole.log_evidence[-1])
+
+
+def test_continuing_unequal_series_or_another_potential_is_refused():
+    y = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    unequal = smc.run(Walker(), y, problems=2, width=8, depth=torch.tensor([3, 5]))
+    with pytest.raises(ValueError, match="ended at different depths"):
+        smc.run(Walker(), y, problems=2, width=8, depth=2, start=unequal)
+    tilted = smc.run(Walker(), y, problems=2, width=8, depth=2, potential=lambda view: view.state)
+    with pytest.raises(
+        ValueError, match="start was run under the potential .*, so it must go on under it, got None"
+    ):
+        smc.run(Walker(), y, problems=2, width=8, depth=2, start=tilted)
+    with pytest.raises(ValueError, match="the run is tilted by a potential that is no likelihood"):
+        forecast(Walker(), tilted, 2, y)
+    with pytest.raises(ValueError, match="the problems of the run ended at different depths"):
+        forecast(Walker(), unequal, 2, y)
+    assert forecast(Walker(), unequal[0], 2, y[:1, :3]).sites["y"].shape == (2, 8, 1)
+
+
+def test_arguments_of_one_problem_are_shared_by_its_islands():
+    """A `[1, 1]` constant stays as it is, and arrays are taken for tensors."""
+
+    class Scaled(Walker):
+        def init(self, y, a):
+            return super().init(y)
+
+        def step(self, x, t, y, a):
+            return super().step((x[..., None] @ a)[..., 0], t, y)
+
+    run = smc.run(Scaled(), np.zeros(4, dtype=np.float32), torch.eye(1), width=6, depth=4, islands=4)
+    assert run.log_weights.shape == (1, 24, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "choices", "message"),
+    [
+        (Walker(), (torch.zeros(3, 5),), {"depth": 5}, r"must fit 1 problems \(problems=B for several series\)"),
+        (Walker(), (torch.zeros(5),), {}, "depth must be given: how many steps the series has"),
+        (Walker(), (torch.zeros(5),), {"depth": 5, "seed": 1.5}, "seed must be an integer, got 1.5"),
+        (
+            Walker(),
+            (torch.zeros(5),),
+            {"depth": 5, "potential": lambda view: 0.0},
+            "log psi as a tensor, got float",
+        ),
+        (
+            Walker(),
+            (torch.zeros(5),),
+            {"depth": 5, "collect": {"m": lambda s, w: s.sum()}},
+            r"must return a tensor \[1, ...\]",
+        ),
+        (smc.PlainModel(lambda n: n, lambda s, t, n: s), (), {"depth": 2}, r"must return \(state, log_weight\)"),
+    ],
+)
+def test_what_stumbles_says_what_to_do(model, args, choices, message):
+    with pytest.raises(ValueError, match=message):
+        smc.run(model, *args, width=4, **choices)
+
+
+def test_collected_figures_keep_their_own_names():
+    run = smc.run(Walker(), torch.zeros(3), width=4, depth=3, collect={"ess": lambda s, w: s.mean(0) * 0 - 1})
+    assert bool((run.collected["ess"] == -1).all()) and bool((run.ess > 0).all())
+
+
+def test_gradients_need_reparameterised_sites():
+    table = torch.full((2, 2), 0.5)
+    with pytest.raises(ValueError, match="gradient=True needs reparameterised sites"):
+        smc.run(HiddenMarkov(table[0], table, table), torch.zeros(1, 3, dtype=torch.long), depth=3, gradient=True)
