@@ -40,6 +40,7 @@ class Arm:
 
 
 BASE = Arm()
+BEST = replace(BASE, target="responsibilities", draw="pair")  # of runs as short as these
 GROUPS = {
     "carry": [replace(BASE, carry=carry) for carry in (0.0, 0.5, 0.7, 0.85, 1.0)],
     "target": [
@@ -60,6 +61,11 @@ GROUPS = {
             for target in ("attributed", "responsibilities", "nearest", "fixed")
         ),
         replace(BASE, draw="pair", settle=0.25),  # the defaults of the library
+    ],
+    "best": [  # the other choices again, around the best rule
+        *(replace(BEST, carry=carry) for carry in (0.0, 0.5, 0.85, 1.0)),
+        replace(BEST, gradient="transition"),
+        *(replace(BEST, beta=beta) for beta in (0.05, 0.5)),
     ],
 }
 
