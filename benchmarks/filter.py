@@ -222,16 +222,21 @@ def peers(rows: Sequence[tuple[str, float, int, int]] = ROWS) -> None:
         if n * b <= 10_000:  # from 100,000 on a rounding error makes it fail, now and then
             runs["SMCFilter"] = partial(run_smcfilter, model, ys, n, ess)
         start = time.perf_counter()
-        agree(runs, model, b, n)
-        rounds = max(3, min(11, int(15 / (time.perf_counter() - start))))
-        seconds = interleaved(runs, rounds)
+        try:
+            agree(runs, model, b, n)
+            rounds = max(3, min(11, int(15 / (time.perf_counter() - start))))
+            seconds = interleaved(runs, rounds)
+        except IndexError:  # Pyro's: its float32 cumulative sum ends above 1, now and then
+            runs.pop("SMCFilter")
+            rounds = 5
+            seconds = interleaved(runs, rounds)
         base = "particles" if "particles" in runs else "bare loop" if "bare loop" in runs else "plain"
         cells = []
         for name in names:
             if name == "particles" and particles is None:
                 cells.append("not installed")
             elif name not in seconds:
-                cells.append("—")
+                cells.append("IndexError" if name == "SMCFilter" and n * b <= 10_000 else "—")
             else:
                 speed = n * b * T / np.median(seconds[name]) / 1e6
                 cells.append(f"{speed:.1f}" if name == base else f"{speed:.1f}; {ratio(seconds, base, name)}")
