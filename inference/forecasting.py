@@ -9,8 +9,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from probgram import state as trees
+from probgram.inference.handlers import mix
 from probgram.inference.kernels import PyroKernel, as_kernel
-from probgram.inference.smc import unequal
+from probgram.inference.smc import reached
 from probgram.trajectories import Trajectories
 
 
@@ -56,9 +57,9 @@ def forecast(model: Any, run: Trajectories, steps: int, *args: Any, seed: int = 
         raise ValueError(f"steps must be at least 1, got {steps}")
     if run.state is None:
         raise ValueError("run must have its last state: one that was loaded from a file has none")
-    if unequal(run):
+    if run.halted is not None and bool(run.halted.any()):
         raise ValueError(
-            "the problems of the run ended at different depths: forecast those of one depth, run[rows]"
+            "the run holds trajectories that halted: they do not go on, so there is nothing to forecast"
         )
     if run.log_potential is not None and run.settings["potential"] and not run.settings["evidence"]:
         raise ValueError("the run is tilted by a potential that is no likelihood: forecast from run.untilted")
@@ -67,18 +68,17 @@ def forecast(model: Any, run: Trajectories, steps: int, *args: Any, seed: int = 
         raise ValueError(
             "forecast needs a model with Pyro's sites: a PlainModel weighs, but does not draw observations"
         )
-    latent = run.state
-    depth = int(run.settings["depth"] if run.ended is None else run.ended[0])
+    latent, depth, key = run.state, reached(run), mix(seed, 9)  # other noise than the run's
     states, sites = [], []
     for t in range(depth, depth + steps):
         with _Recorded() as recorded:
             try:
-                moved = kernel.move(latent, t, seed)
+                moved = kernel.move(latent, t, key)
             except IndexError as error:
                 raise ValueError(
                     f"step {t} reads past the end of the series: give its observed sites obs=None there"
                 ) from error
-        if moved.observed:
+        if recorded.observed:
             raise ValueError(f"step {t} observes something: a forecast begins where the series ends")
         latent = moved.latent
         states.append(latent)
@@ -98,7 +98,9 @@ class _Recorded(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
+        self.observed = False
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if isinstance(msg["fn"], TorchDistributionMixin):
+            self.observed |= msg["is_observed"] and not (msg["infer"] or {}).get("_deterministic")
             self.values[re.sub(r"_\d+$", "", msg["name"])] = msg["value"]

@@ -100,6 +100,8 @@ class weighted(Messenger):  # noqa: N801
         missing: whether NaN in an observation means that it was not made: it then weighs nothing. Each observation
             is looked at, which on a GPU waits for the device.
         per_site: keep each site's own log weight too.
+        filtering: refuse what would make Z wrong without a word: an observation that does not fit its site, and a
+            proposal for a site that is scaled or masked, whose prior draws weigh nothing.
 
     Attributes:
         log_weight: `[..., B]` once a site has contributed, 0.0 before.
@@ -108,9 +110,11 @@ class weighted(Messenger):  # noqa: N801
         sites: with `per_site`, name -> log weight `[..., B]`.
     """
 
-    def __init__(self, plates: int = 0, missing: bool = False, per_site: bool = False) -> None:
+    def __init__(
+        self, plates: int = 0, missing: bool = False, per_site: bool = False, filtering: bool = False
+    ) -> None:
         super().__init__()
-        self.plates, self.missing, self.per_site = plates, missing, per_site
+        self.plates, self.missing, self.per_site, self.filtering = plates, missing, per_site, filtering
         self._clear()
 
     def _clear(self) -> None:
@@ -131,11 +135,14 @@ class weighted(Messenger):  # noqa: N801
                 return
             density = present_log_prob if self.missing else _log_prob
             log_weight = density(msg["fn"], msg["value"])
+            if self.filtering:
+                _check_fits(msg["name"], msg["fn"], msg["value"], log_weight)
             self.observed.append(msg["name"])
-            tempered = isinstance(msg["scale"], Tensor) or msg["scale"] != 1
-            if isinstance(msg["fn"], Unit) or tempered:
+            if isinstance(msg["fn"], Unit) or _scaled(msg):
                 self.factors.append(msg["name"])
         elif posterior is not None:
+            if self.filtering and (_scaled(msg) or msg["mask"] is not None):
+                raise ValueError(f"a guide cannot propose for the site {msg['name']!r}: it is scaled or masked")
             log_weight = msg["fn"].log_prob(msg["value"]) - posterior.log_prob(msg["value"])
             if msg["infer"]["rows"] is not None:
                 log_weight = torch.where(msg["infer"]["rows"], log_weight, 0.0)
@@ -149,8 +156,22 @@ class weighted(Messenger):  # noqa: N801
         self.log_weight = self.log_weight + log_weight
 
 
+def _scaled(msg: dict[str, Any]) -> bool:
+    return isinstance(msg["scale"], Tensor) or msg["scale"] != 1
+
+
+def _check_fits(name: str, fn: TorchDistribution, value: Tensor, log_weight: Tensor) -> None:
+    """Raise ValueError where an observation was broadcast against its site, and would be summed over."""
+    events = len(fn.event_shape)
+    if log_weight.shape != fn.batch_shape or (events and value.shape[-events:] != fn.event_shape):
+        raise ValueError(
+            f"the observation of {name!r} must fit its site {list(fn.batch_shape + fn.event_shape)}, "
+            f"got shape {list(value.shape)} (problems=B for several series)"
+        )
+
+
 def _absent(value: Tensor) -> bool:
-    return value.is_floating_point() and bool(value.isnan().all())
+    return value.numel() > 0 and value.is_floating_point() and bool(value.isnan().all())
 
 
 def _log_prob(fn: TorchDistribution, value: Tensor) -> Tensor:
@@ -163,7 +184,7 @@ def present_log_prob(fn: TorchDistribution, value: Tensor) -> Tensor:
     Exact for independent elements and for Gaussians with a full covariance. Other events must be whole or
     missing as a whole; one that is not gives NaN.
     """
-    if not value.is_floating_point():
+    if isinstance(fn, Unit) or not value.is_floating_point():
         return fn.log_prob(value)
     if isinstance(fn, Independent):
         inner = present_log_prob(fn.base_dist, value)

@@ -206,7 +206,7 @@ class PyroKernel:
 
     def _run(self, method: str, before: tuple[Any, ...], t: int, width: int, seed: int) -> Moved:
         noise = seeded(seed, block=width, problems=self.kept).at(t)
-        w = weighted(self.plates, self.missing, self.strict)
+        w = weighted(self.plates, self.missing, self.strict, filtering=True)
         with ExitStack() as stack:
             stack.enter_context(validation(t <= 0))  # Pyro's checks read values back: the first steps are enough
             stack.enter_context(w)
@@ -317,8 +317,12 @@ class _Replayed(Messenger):
         self.used.add(msg["name"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if self.record is not None and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):
+        if self.record is None or not isinstance(msg["fn"], TorchDistributionMixin):
+            return
+        if not msg["is_observed"]:
             self.record[msg["name"]] = (msg["fn"], msg["value"])
+        elif not msg["infer"].get("_deterministic"):
+            raise ValueError(f"the guide observes {msg['name']!r}: a guide only samples, the model observes")
 
 
 Kernel = PlainKernel | PyroKernel

@@ -165,7 +165,8 @@ class Likelihood(Potential):
 
     Args:
         y: answers, `[B, L]`.
-        observed: bool `[B, L]` or `[L]`, which of their tokens count; None: those not below 0.
+        observed: bool `[B, L]` or `[L]`, which of their tokens count; None: those not below 0
+            (of real numbers: not NaN).
         anneal: False: the power is 1 at every depth step, and each row of log Z is the evidence at that depth.
     """
 
@@ -173,7 +174,10 @@ class Likelihood(Potential):
         self.y = torch.as_tensor(y)
         if self.y.dim() == 1:
             self.y = self.y[None]
-        self.observed = self.y >= 0 if observed is None else torch.as_tensor(observed).expand(self.y.shape)
+        if observed is None:
+            self.observed = ~self.y.isnan() if self.y.is_floating_point() else self.y >= 0
+        else:
+            self.observed = torch.as_tensor(observed).expand(self.y.shape)
         self.anneal = anneal
         self._checked = False
         self.evidence = "last" if anneal else "every"

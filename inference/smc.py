@@ -146,6 +146,8 @@ def build(
         raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
     if decode not in ("mode", "sample"):
         raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    if decode == "sample" and (halt_probability is not None or not isinstance(depth, Integral)):
+        raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
     kernel = as_kernel(model, args, guide, evidence, problems, device, strict)
     if rejuvenate is not None:
         if not isinstance(kernel, PyroKernel) or not isinstance(model, Chain) or guide is not None:
@@ -600,14 +602,24 @@ def _offset(start: Trajectories | None, width: int, seed: int, islands: int, pot
     before, again = start.settings["potential"], None if potential is None else _name(potential)
     if before != again:
         raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
-    if unequal(start):
-        raise ValueError("start holds problems that ended at different depths: they cannot be continued together")
-    return start.settings["depth"]
+    return reached(start)
 
 
-def unequal(run: Trajectories) -> bool:
-    """Whether the series of a run ended at different depths, other than by halting."""
-    return run.ended is not None and run.halted is None and bool((run.ended != run.ended[0]).any())
+def reached(run: Trajectories) -> int:
+    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
+
+    Raises:
+        ValueError: they ended at different depths.
+    """
+    if run.ended is None:
+        return run.settings["depth"]
+    ended = run.ended if run.halted is None else run.ended[~run.halted.all(0)]
+    depths = sorted(set((ended if len(ended) else run.ended.amax()[None]).tolist()))
+    if len(depths) > 1:
+        raise ValueError(
+            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
+        )
+    return depths[0]
 
 
 def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
@@ -620,6 +632,8 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
     nothing = torch.zeros(start.problems, dtype=torch.int32, device=start.log_weights.device)
     log_normalizer = start.log_normalizer[-1]
     halted = start.halted
+    if halted is not None and algorithm.halt_above is None:
+        raise ValueError("start was run with halt_probability, so it must go on with one")
     if algorithm.halt_above is not None and halted is None:
         halted = torch.zeros_like(start.log_weights[-1], dtype=torch.bool)
     return SMCState(
@@ -632,7 +646,7 @@ def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
         nan=nothing,
         done=nothing,
         halted=halted,
-        t=start.settings["depth"],
+        t=reached(start),
         seed=start.seed,
         observed=start.settings["observed"],
         likelihood=start.settings["likelihood"],

@@ -695,7 +695,7 @@ def test_continuing_unequal_series_or_another_potential_is_refused():
         smc.run(Walker(), y, problems=2, width=8, depth=2, start=tilted)
     with pytest.raises(ValueError, match="the run is tilted by a potential that is no likelihood"):
         forecast(Walker(), tilted, 2, y)
-    with pytest.raises(ValueError, match="the problems of the run ended at different depths"):
+    with pytest.raises(ValueError, match="ended at different depths"):
         forecast(Walker(), unequal, 2, y)
     assert forecast(Walker(), unequal[0], 2, y[:1, :3]).sites["y"].shape == (2, 8, 1)
 
@@ -717,7 +717,12 @@ def test_arguments_of_one_problem_are_shared_by_its_islands():
 @pytest.mark.parametrize(
     ("model", "args", "choices", "message"),
     [
-        (Walker(), (torch.zeros(3, 5),), {"depth": 5}, r"must fit 1 problems \(problems=B for several series\)"),
+        (
+            Walker(),
+            (torch.zeros(3, 5),),
+            {"depth": 5},
+            r"must fit its site \[4, 1\], got shape \[3\] \(problems=B for several series\)",
+        ),
         (Walker(), (torch.zeros(5),), {}, "depth must be given: how many steps the series has"),
         (Walker(), (torch.zeros(5),), {"depth": 5, "seed": 1.5}, "seed must be an integer, got 1.5"),
         (
@@ -749,3 +754,94 @@ def test_gradients_need_reparameterised_sites():
     table = torch.full((2, 2), 0.5)
     with pytest.raises(ValueError, match="gradient=True needs reparameterised sites"):
         smc.run(HiddenMarkov(table[0], table, table), torch.zeros(1, 3, dtype=torch.long), depth=3, gradient=True)
+
+
+class Bonus(Walker):
+    """Adds a factor to every step."""
+
+    def step(self, x, t, y):
+        pyro.factor(f"bonus_{t}", torch.tensor(-1.0))
+        return super().step(x, t, y)
+
+
+def test_a_factor_weighs_where_something_is_missing():
+    y = torch.tensor([0.0, 0.0, math.nan])
+    plain, bonus = (smc.run(model, y, width=64, depth=3) for model in (Walker(), Bonus()))
+    torch.testing.assert_close(bonus.log_normalizer[-1], plain.log_normalizer[-1] - 3)
+    with pytest.raises(ValueError, match="log_evidence exists only"):
+        _ = bonus.log_evidence
+
+
+def test_a_slice_of_unequal_series_goes_on_from_its_own_end():
+    """Skipping two observations would move log Z by 0.4 and more; the two estimates' sd is 0.01."""
+    y = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
+    run = smc.run(Walker(), y, problems=2, width=50_000, depth=torch.tensor([3, 5]))
+    further = smc.run(Walker(), y[:1], width=50_000, depth=2, start=run[0])
+    whole = smc.run(Walker(), y[:1], width=50_000, depth=5, seed=7)
+    assert abs(float(further.log_evidence[-1] - whole.log_evidence[-1])) < 0.05
+
+
+class Outside(Walker):
+    """A plate of its own, and an observation outside it that lacks the plate's dimension."""
+
+    max_plate_nesting = 1
+
+
+class Event(Walker):
+    """An event of one number that is given B of them."""
+
+    def step(self, x, t, y):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(x[..., None], 1.0).to_event(1), obs=y[..., t])
+        return x
+
+
+@pytest.mark.parametrize("model", [Outside(), Event()], ids=["plate", "event"])
+def test_an_observation_that_would_be_broadcast_is_refused(model):
+    with pytest.raises(ValueError, match="the observation of 'y_0' must fit its site"):
+        smc.run(model, torch.zeros(2, 3), problems=2, width=4, depth=3)
+
+
+class ScaledLatent(Walker):
+    """Its latent site is tempered."""
+
+    def step(self, x, t, y):
+        with pyro.poutine.scale(scale=0.5):
+            return super().step(x, t, y)
+
+
+class Observing(Proposer):
+    """A guide that observes."""
+
+    def step(self, x, t, y):
+        pyro.factor("no", torch.tensor(-3.0))
+        return super().step(x, t, y)
+
+
+def test_a_guide_that_would_make_z_wrong_is_refused():
+    with pytest.raises(ValueError, match="a guide cannot propose for the site 'x_0': it is scaled or masked"):
+        smc.run(ScaledLatent(), torch.zeros(3), guide=Proposer(), width=4, depth=3)
+    with pytest.raises(ValueError, match="the guide observes 'no': a guide only samples"):
+        smc.run(Walker(), torch.zeros(3), guide=Observing(), width=4, depth=3)
+
+
+def test_a_forecast_draws_nothing_that_was_given():
+    y = torch.tensor([0.0, 0.0, math.nan])
+    run = smc.run(Walker(), y, width=8, depth=2)
+    with pytest.raises(ValueError, match="step 2 observes something"):
+        forecast(Walker(), run, 1, y)
+
+
+def test_real_numbers_below_zero_are_observed():
+    """The state is N(0, 1), and so is its readout around it: y ~ N(0, 2). The estimates' sd is 0.01."""
+    chain = LinearGaussian(*(torch.eye(1) for _ in range(4)))
+    blank = torch.full((1, 1, 1), math.nan)
+    for sign in (-1, 1):
+        potential = potentials.likelihood([[sign * 0.7]])
+        run = smc.run(chain, blank, potential=potential, width=4_000, depth=1, resample=None)
+        assert abs(float(run.log_evidence[-1]) + 0.5 * math.log(4 * math.pi) + 0.49 / 4) < 0.05
+
+
+def test_sampled_answers_need_problems_that_end_together():
+    with pytest.raises(ValueError, match="decode='sample' needs problems that end together"):
+        smc.run(Walker(), torch.zeros(2, 3), problems=2, depth=torch.tensor([2, 3]), decode="sample")

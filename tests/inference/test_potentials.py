@@ -308,7 +308,7 @@ def test_a_readout_without_independent_tokens_is_observed_whole_or_not_at_all():
     run = smc.run(Joint(), X, width=5, depth=1, potential=likelihood(y), keep="latents")
     torch.testing.assert_close(run.log_potential, Joint().readout(run.state).log_prob(y))
     with pytest.raises(ValueError, match="the readout has no independent tokens, so all of y must be observed"):
-        smc.run(Joint(), X, width=5, depth=1, potential=likelihood(torch.tensor([0.3, -0.4])))
+        smc.run(Joint(), X, width=5, depth=1, potential=likelihood(torch.tensor([0.3, torch.nan])))
 
 
 def test_potentials_multiply_and_take_powers():
