@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## every benchmark that is a script, one after the other
 	done
 
 train-queens8: $(INSTALLED) ## train the eight-queens model from nothing
-	$(BIN)/python examples/train_queens8.py
+	$(BIN)/python -m benchmarks.trainings queens8
 
 clean: ## remove what building and testing leave behind; .venv and runs stay
 	rm -rf build dist site htmlcov .coverage .coverage.* *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,7 @@ Independent trajectories; the same, reweighed at the end only; the particle filt
 first depth; with rejuvenation; deeper and narrower. On the shipped weights and on two early states of the same
 run (`make train-queens8` keeps them). A network's evaluations of f are N·S·T·(K+1) in every row of a table.
 
-    python -m benchmarks.filter_vs_independent --folder runs/queens8-orbit
+    python -m benchmarks.filter_vs_independent --folder runs/queens8
     python -m benchmarks.filter_vs_independent --table
 
 Results are appended to filter_vs_independent.jsonl, a line a network, width, arm and seed; what is there is not run
@@ -217,7 +217,7 @@ def main() -> None:
     """Measure what is missing, or print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/queens8-orbit"), help="a run with its early states"
+        "--folder", type=Path, default=Path("runs/queens8"), help="a run with its early states"
     )
     parser.add_argument("--widths", default="20,4,64")
     parser.add_argument("--seeds", default="0,1,2,3,4")

@@ -1,0 +1,130 @@
+"""The shipped weights, each from nothing: train, judge on held-out problems, write weights and figures.
+
+    python -m benchmarks.trainings queens8                the shipped recipe, about an hour on one CPU core
+    python -m benchmarks.trainings queens10 colouring8    several, one after the other
+    python -m benchmarks.trainings queens8 --steps 200 --out runs/quick
+
+A training that was stopped goes on from its folder when the same command is given again. Figures are of prior
+samples on problems that were held out, with three sampling seeds.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probgram import checkpoint, fit, plots, tasks
+from probgram.inference import evaluate, fit_heads
+from probgram.inference.objective import ObjectiveConfig
+from probgram.inference.svi import FitView
+from probgram.models import GRAM, GRAMGuide
+
+WEIGHTS = Path("models/pretrained")
+FIGURES = ("valid", "selected_vote", "selected_first_verified", "pass_at_n", "coverage_macro_all",
+           "coverage_macro_several", "total_variation_several")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are made."""
+
+    task: Callable[..., Any]
+    steps: int
+    model: Any = GRAM
+    guided: bool = True
+    choices: dict[str, Any] = field(default_factory=dict)  # fields of the model's configuration
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    settings: dict[str, Any] = field(default_factory=dict)  # fields of `FitConfig`
+    head_steps: int = 1_500
+    kept: tuple[int, ...] = ()  # early states of the network that are kept beside its checkpoints
+    width: int = 20
+    depth: int = 16
+
+
+RECIPES = {
+    # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
+    # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
+    "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
+    "queens10": Recipe(partial(tasks.Queens, 10), 15_000),
+}
+
+
+def reached(step: int, view: FitView) -> bool:
+    """Whether training has come to this step; what `fit` does with True is stop."""
+    return view.step == step
+
+
+def train(name: str, recipe: Recipe, task: Any, folder: Path, seed: int) -> tuple[Any, Any, bool]:
+    """Train a recipe's chain, then its heads alone; False where it was stopped."""
+    torch.manual_seed(seed)
+    chain = recipe.model.for_task(task, **recipe.choices)
+    guide = GRAMGuide(chain) if recipe.guided else None
+    at = {"seed": seed, "precision": "bf16"} | recipe.settings
+    for stop in (*(step for step in recipe.kept if step < recipe.steps), recipe.steps):
+        result = fit(
+            chain, guide, task, recipe.steps, objective=recipe.objective, folder=folder,
+            callbacks=[partial(reached, stop)], **at,
+        )  # fmt: skip
+        if result.finished or result.steps != stop:  # done, or Ctrl-C
+            break
+        checkpoint.save_chain(folder / f"step-{stop}.safetensors", chain, guide, {"task": task.name, "steps": stop})
+    if result.finished and recipe.head_steps:
+        where = folder / f"heads-{result.steps}"
+        depth = recipe.objective.depth
+        result = fit_heads(chain, ("judge",), task, recipe.head_steps, depth=depth, folder=where, **at)
+    return chain, guide, result.finished
+
+
+def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: str | None, problems: int | None):
+    """Train, evaluate, write."""
+    task = recipe.task() if split is None else recipe.task(split=split)
+    started = time.perf_counter()
+    chain, guide, finished = train(name, recipe, task, folder, seed)
+    if not finished:
+        return
+    minutes = (time.perf_counter() - started) / 60
+    plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
+    report = evaluate(chain, task, width=recipe.width, depth=recipe.depth, seeds=(0, 1, 2), problems=problems)
+    print(report.table())
+    about = {
+        "task": task.name,
+        "split": getattr(task, "split", None),
+        "seed": seed,
+        "steps": recipe.steps,
+        "minutes": round(minutes, 1),
+        "processor": platform.machine(),
+        "evaluation": report.about,
+        "figures": {key: round(report.mean(key), 5) for key in FIGURES if key in report.figures},
+    }
+    checkpoint.save_chain(out / f"{name}.safetensors", chain, guide, about)
+    checkpoint.write_bytes(out / f"{name}.evaluation.json", report.to_json().encode())
+    print(f"{name}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=[*RECIPES])
+    parser.add_argument("--steps", type=int, default=None, help="optimiser steps; default those of the recipe")
+    parser.add_argument("--split", default=None, help="how problems are held out; default the task's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=None, help="checkpoints and metrics; default runs/NAME")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights and their figures")
+    parser.add_argument("--problems", type=int, default=None, help="held-out problems evaluated; default all")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)  # these products are small: a second thread buys little
+    for name in chosen.names:
+        recipe = RECIPES[name]
+        recipe = recipe if chosen.steps is None else replace(recipe, steps=chosen.steps)
+        folder = chosen.folder or Path("runs") / (name if chosen.split is None else f"{name}-{chosen.split}")
+        make(name, recipe, folder, chosen.out, chosen.seed, chosen.split, chosen.problems)
+
+
+if __name__ == "__main__":
+    main()
