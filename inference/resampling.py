@@ -237,16 +237,16 @@ def _from_cumulative_counts(below: Tensor, log_weights: Tensor) -> Tensor:
     """Ancestors `[N, B]` from the number of copies of slots 0 … i, `[N, B]`, without a search: O(N)."""
     n, b = below.shape
     below = below.long().clamp_(0, n)
-    below[-1] = n
-    # Slot j belongs to i once all of 0 … i-1 have ended.
-    if below.device.type == "cpu":  # bincount counts in half the time, but elsewhere it waits for the device
-        flat = below[:, 0] if b == 1 else below.mul_(b).add_(torch.arange(b)).reshape(-1)
+    # Slot j belongs to i once all of 0 … i-1 have ended; those of the last slot never do.
+    if below.device.type == "cpu" and not torch.compiler.is_compiling():
+        # bincount counts in half the time, but elsewhere it waits for the device
+        flat = below[:-1, 0] if b == 1 else below[:-1].mul_(b).add_(torch.arange(b)).reshape(-1)
         starts = torch.bincount(flat, minlength=(n + 1) * b).view(n + 1, b)
     else:
-        starts = torch.zeros(n + 1, b, dtype=torch.long, device=below.device)
-        starts.scatter_add_(0, below, torch.ones_like(below[:1]).expand(n, b))
+        starts = torch.zeros(n + 1, b, dtype=torch.int32, device=below.device)
+        starts = starts.scatter_add(0, below[:-1], torch.ones_like(starts[:1]).expand(n - 1, b))
     ancestors = starts[:-1].cumsum(0)
     dead = all_dead(log_weights)
-    if dead.device.type == "cpu" and not bool(dead.any()):
+    if dead.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(dead.any()):
         return ancestors
     return torch.where(dead, torch.arange(n, device=dead.device)[:, None], ancestors)

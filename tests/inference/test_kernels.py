@@ -17,10 +17,19 @@ from torch import Tensor, nn
 
 from probgram import Chain
 from probgram.inference import forecast, potentials, smc
-from probgram.inference.resampling import adaptive, systematic
+from probgram.inference.resampling import (
+    adaptive,
+    killing,
+    multinomial,
+    residual,
+    ssp,
+    stratified,
+    systematic,
+)
 from probgram.models import HiddenMarkov, LinearGaussian
 from probgram.trajectories import Trajectories
 
+SCHEMES = [systematic, stratified, multinomial, residual, ssp, killing]
 REPLICATES, TIME = 2000, 6
 DECAY, STEP, NOISE = 0.9, 0.7, 0.9  # h' = 0.9 h + 0.7 e, x = h + 0.9 e
 SERIES = torch.tensor([[0.4, -1.0, -0.3, 1.9, 1.2, 0.1]])
@@ -445,16 +454,21 @@ def test_a_plain_model_has_noise_of_the_shape_and_type_that_it_asks_for():
 
 
 @pytest.mark.slow
-def test_a_compiled_plain_model_is_the_same_filter():
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.__name__)
+def test_a_compiled_plain_model_is_the_same_filter(scheme):
     def step(h, t, noise, series):
         h = DECAY * h + STEP * noise
         x = series.index_select(1, torch.as_tensor(t).reshape(1))[:, 0]
         return h, -0.5 * ((x - h) / NOISE) ** 2
 
     model = smc.PlainModel(lambda noise, series: 0 * noise, step)
-    x = SERIES.expand(3, -1)
-    runs = [smc.run(model, x, width=50, depth=TIME, problems=3, compile=on) for on in (False, True)]
+    x = SERIES.repeat(3, 1)
+    x[2, 2] = torch.inf  # leaves no weight
+    choices = {"width": 50, "depth": TIME, "problems": 3, "resample": adaptive(scheme, 1.0)}
+    with pytest.warns(RuntimeWarning, match="problem 2 at depth 3"):
+        runs = [smc.run(model, x, **choices, compile=on) for on in (False, True)]
     torch.testing.assert_close(runs[0].log_normalizer, runs[1].log_normalizer, rtol=0, atol=1e-4)
+    torch.testing.assert_close(runs[0].ess, runs[1].ess, rtol=1e-4, atol=1e-4)
 
 
 # -- strict, bad input ----------------------------------------------------------------------------------------
