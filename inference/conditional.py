@@ -385,8 +385,10 @@ def _ancestor(
     value = next(iter(noise.values()))
     after = trees.map_state(lambda leaf: value[None].to(leaf), state.latent)
     log_density = transition(state.latent, after, state.t, *algorithm.kernel.args)
-    # A potential telescopes: what comes after holds psi of the last step alone.
-    log_weights = torch.where(state.log_weights.isneginf(), -torch.inf, state.log_weights - state.log_psi)
+    log_weights = state.log_weights
+    if algorithm.potential is None or not algorithm.potential.accumulates:
+        # A potential telescopes: what comes after holds psi of the last step alone.
+        log_weights = torch.where(log_weights.isneginf(), -torch.inf, log_weights - state.log_psi)
     device, problems = log_weights.device, log_weights.shape[1]
     generator = torch.Generator(device=device).manual_seed(mix(state.seed, state.t, 5))
     uniforms = torch.rand(1, problems, generator=generator, device=device, dtype=widest(device))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution, Unit
+from pyro.distributions import Delta, TorchDistribution, Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -269,7 +269,7 @@ class seeded(Messenger):  # noqa: N801
             would see among all. None: the batch is whole.
 
     Attributes:
-        gaussian: whether every site so far was Gaussian; only those keep their noise when rows leave.
+        gaussian: whether every site so far was Gaussian or without noise; only those keep it when rows leave.
         reparameterised: whether gradients flow through every draw so far.
     """
 
@@ -310,6 +310,8 @@ class seeded(Messenger):  # noqa: N801
         base = fn.base_dist if isinstance(fn, Independent) else fn
         if isinstance(base, Normal):
             msg["value"] = base.loc + base.scale * self._noise(base)
+        elif isinstance(base, Delta):
+            msg["value"] = fn()
         else:
             self.gaussian = False
             self.reparameterised &= fn.has_rsample

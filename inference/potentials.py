@@ -7,6 +7,7 @@ take powers (`a**2`), and say what their normaliser means:
     energy             exp(-violations / alpha) of the decoded answer            Z: nothing's evidence
     likelihood         p(observed parts of y | z_t)^(t / S)                       Z at the end: log p(y | x)
     look_ahead         a guess of what is still to come, released at the end      Z at the end: the model's own
+    accumulated        the product of another one over all depth steps so far      Z: evidence where that one's is
 
 Sources: Whiteley and Lee, "Twisted particle filters", 2014; Chopin and Papaspiliopoulos, "An Introduction to
 Sequential Monte Carlo", 2020, sections 5.1 and 10.3 (look-ahead); Naesseth et al., arXiv 1903.04797, section 3.
@@ -98,14 +99,17 @@ class Potential:
         look_ahead: whether it looks at observations still to come and is released at the end. Where a guide
             proposes, only such a potential (or an observation) makes weights that are worth resampling.
         neutral: whether psi is 1 at the last depth step, so that it adds no factor of its own.
+        accumulates: whether psi_t is the product of what it returned at all depth steps up to t, factors that stay;
+            False: psi_t is what it returns at t, in the place of psi_{t-1}.
     """
 
     evidence: Evidence = None
     look_ahead: bool = False
     neutral: bool = False
+    accumulates: bool = False
 
     def __call__(self, view: View) -> Tensor:
-        """Log psi, `[N, B]`."""
+        """Log psi, `[N, B]`; where it accumulates, the factor of this depth step alone."""
         raise NotImplementedError
 
     def __mul__(self, other: "Potential | Callable[[View], Tensor]") -> "Potential":
@@ -251,6 +255,30 @@ look_ahead = LookAhead
 
 
 @dataclass(frozen=True)
+class Accumulated(Potential):
+    """A potential as a factor of its own at every depth step, psi_t = Π_{s <= t} g_s: nothing is taken back.
+
+    `accumulated(halt)` weighs a trajectory by all that its halt head has said on the way (BIGR's accumulated
+    weights, arXiv 2605.25230), `halt` by what it says now.
+    """
+
+    factor: Potential | Callable[[View], Tensor]
+    accumulates: bool = True
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        """A likelihood at every depth step is one of so many observations."""
+        return "every" if as_potential(self.factor).evidence == "every" else None
+
+    def __call__(self, view: View) -> Tensor:
+        """Log g_t, `[N, B]`."""
+        return as_potential(self.factor)(view)
+
+
+accumulated = Accumulated
+
+
+@dataclass(frozen=True)
 class Function(Potential):
     """A user's function, which so gains products and powers: `Function(f) * value`."""
 
@@ -264,6 +292,14 @@ class Function(Potential):
 @dataclass(frozen=True)
 class _Product(Potential):
     parts: tuple[Potential, ...]
+
+    def __post_init__(self) -> None:
+        if len({part.accumulates for part in self.parts}) > 1:
+            raise ValueError("an accumulated potential multiplies accumulated ones only: accumulated(a * b)")
+
+    @property
+    def accumulates(self) -> bool:  # type: ignore[override]
+        return self.parts[0].accumulates
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]
@@ -289,6 +325,10 @@ class _Product(Potential):
 class _Power(Potential):
     base: Potential
     power: float
+
+    @property
+    def accumulates(self) -> bool:  # type: ignore[override]
+        return self.base.accumulates
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]

@@ -56,8 +56,12 @@ class Rejuvenation(NamedTuple):
         algorithm = self.algorithm
         if algorithm.potential is None:
             return torch.zeros_like(self.state.log_psi)
-        view = algorithm.view(latent, None, self.state.t)
-        return algorithm.potential(view).to(self.state.log_psi)
+        log_psi = algorithm.potential(algorithm.view(latent, None, self.state.t)).to(self.state.log_psi)
+        if not algorithm.potential.accumulates:
+            return log_psi
+        own = algorithm.potential(algorithm.view(self.state.latent, None, self.state.t)).to(log_psi)
+        before = torch.where(self.state.log_psi.isneginf(), -torch.inf, self.state.log_psi - own)
+        return before + log_psi
 
 
 @dataclass(frozen=True)

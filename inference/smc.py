@@ -19,6 +19,7 @@ Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampli
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -94,6 +95,7 @@ class Filter:
     problem: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))  # of each column
     columns: tuple[Tensor, int] | None = None  # (which, of how many) columns are still here
     last_depth: int = sys.maxsize  # when the last problem ends
+    compile: bool = False  # weighing and resampling; the step is the kernel's own
 
     @property
     def masked(self) -> bool:
@@ -184,6 +186,7 @@ def build(
         x,
         problem,
         last_depth=last_depth,
+        compile=compile,
     )
 
 
@@ -220,7 +223,7 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
         return state
     if algorithm.strict:
         check_factors(algorithm, state, moved.sites, moved.log_factor, moved.log_factor)
-    return _reweigh(state, moved.log_factor, 0)[0]
+    return _reweigh(algorithm, state, moved.log_factor, 0)[0]
 
 
 def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
@@ -266,7 +269,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
     # Update the log normalising constant
     log_total = torch.zeros_like(state.log_normalizer)
     if log_increment is not None:
-        state, log_total = _reweigh(state, log_increment, t)
+        state, log_total = _reweigh(algorithm, state, log_increment, t)
     if algorithm.masked and before.ess is not state.ess:  # a problem that had ended keeps its figures exactly
         ended = before.done > 0
         state = state._replace(
@@ -294,7 +297,7 @@ def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | No
     weighed = state.log_weights
     if weighed.device.type != "cpu" or bool(state.nan.any()):  # NaN would make indices that are out of range
         weighed = torch.where(state.nan > 0, 0.0, weighed)
-    ancestors = rule.scheme(weighed, uniforms)
+    ancestors = (_compiled(rule.scheme) if algorithm.compile else rule.scheme)(weighed, uniforms)
     all_due = due.device.type == "cpu" and bool(due.all())
     if not all_due:
         ancestors = torch.where(due, ancestors, torch.arange(n, device=due.device)[:, None])
@@ -360,6 +363,8 @@ def _weigh(
         raise ValueError(
             f"the potential must return log psi {list(state.log_psi.shape)}, got shape {list(log_psi.shape)}"
         )
+    if algorithm.potential.accumulates:
+        log_psi = state.log_psi + log_psi
     log_psi = torch.where(state.log_psi.isneginf(), -torch.inf, log_psi)  # absorbing
     ratio = torch.where(log_psi.isneginf(), -torch.inf, log_psi - state.log_psi)
     if algorithm.masked:
@@ -368,13 +373,14 @@ def _weigh(
     return log_psi, ratio if log_factor is None else log_factor + ratio
 
 
-def _reweigh(state: SMCState, log_increment: Tensor, t: int) -> tuple[SMCState, Tensor]:
+def _reweigh(algorithm: Filter, state: SMCState, log_increment: Tensor, t: int) -> tuple[SMCState, Tensor]:
     """Multiply the weights, normalise them, and take log Z and the effective sample size along."""
     log_weights, dtype = state.log_weights, torch.promote_types(state.log_weights.dtype, log_increment.dtype)
     if dtype != log_weights.dtype:  # normalised in a narrower type: log Z would start off by its rounding
         total = log_weights.to(dtype).logsumexp(0)
         log_weights = log_weights - total.masked_fill(total.isneginf(), 0.0)
-    log_weights, log_total, ess = reweighed(log_weights, log_increment)
+    weigh = _compiled(reweighed) if algorithm.compile else reweighed
+    log_weights, log_total, ess = weigh(log_weights, log_increment)
     dead, nan = log_total.isneginf(), log_total.isnan()
     marked = state._replace(
         log_weights=log_weights,
@@ -408,6 +414,11 @@ def reweighed(log_weights: Tensor, log_increment: Tensor) -> tuple[Tensor, Tenso
     ess = total.square() / weights.square().sum(0)
     weighed = unnormalised - log_total.masked_fill(dead, 0.0)
     return weighed, log_total.masked_fill(dead, -torch.inf), ess.masked_fill(dead, 0.0)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 def _log(n: int) -> float:
@@ -479,7 +490,7 @@ def run(
         strict: raise as soon as all weights of a problem vanish, or one is NaN, and name the site.
         decode: "mode" takes the most probable answer, "sample" draws it.
         rejuvenate: moves resampled trajectories, `probgram.inference.rejuvenation`.
-        compile: compile the step of a `PlainModel`.
+        compile: compile the step of a `PlainModel`, the weighing and the scheme; the first run is slow.
         gradient: keep the graph: log_normalizer has gradients with respect to what the model depends on. Those of
             the resampling choices are dropped, so the gradient of log Z is biased where resampling acts. Every
             latent site must be reparameterised.

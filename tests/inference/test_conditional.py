@@ -20,7 +20,7 @@ from probgram.inference import conditional as schemes
 from probgram.inference import resampling, smc
 from probgram.inference.conditional import Path, conditional, particle_gibbs
 from probgram.inference.kernels import PlainModel
-from probgram.inference.potentials import Head
+from probgram.inference.potentials import Head, accumulated
 from probgram.inference.resampling import adaptive, draw_uniforms
 from probgram.models import GRAM, GRAMConfig, HiddenMarkov, LinearGaussian, LinearGaussianSmoother
 from probgram.state import leaves
@@ -107,6 +107,22 @@ def test_a_potential_tilts_the_law_that_is_left_invariant():
         found = sweep(schemes.systematic, law, ancestor_sampling=ancestor_sampling, **tilt)
         assert chi_square(found.path.states, law) < BOUND
     assert chi_square(found.path.states, exact()) > 3 * BOUND
+
+
+def test_an_accumulated_potential_tilts_every_state_of_the_law_that_is_left_invariant():
+    tilt = torch.tensor([1.0, 3.0])
+    law = exact() * tilt[PATHS].prod(1)
+    law = law / law.sum()
+    for ancestor_sampling in (False, True):
+        found = sweep(
+            schemes.systematic,
+            law,
+            ancestor_sampling=ancestor_sampling,
+            potential=accumulated(lambda view: tilt.log()[view.state]),
+            ess_threshold=1.0,
+        )
+        assert chi_square(found.path.states, law) < BOUND
+    assert chi_square(found.path.states, exact(last=(1.0, 3.0))) > 3 * BOUND
 
 
 def test_particle_gibbs_converges_to_the_smoothing_law():

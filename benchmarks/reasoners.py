@@ -1,0 +1,186 @@
+"""The family on 8-queens: one size, equal multiply-adds in training, prior samples, equal cost at inference.
+
+Every network has about 0.25M parameters and takes as many optimiser steps of 128 problems as cost what GRAM's
+cost, forward and backward, counted by PyTorch. It is then evaluated on problems held out by symmetry orbit: width
+20 and depth 16 where trajectories differ; a deterministic one gets its 20 shares as depth instead (1 × 320), where
+it has depth to use. PTRM's noise is chosen on training problems. A result that is there is not made again:
+
+    python -m benchmarks.reasoners --rows trm gram --seeds 0 1 2
+    python -m benchmarks.reasoners --table
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from probgram import checkpoint, fit, tasks
+from probgram.inference import evaluate, fit_heads, recipes
+from probgram.inference.batches import Batches, as_known_answers
+from probgram.inference.cost import multiply_adds
+from probgram.inference.evaluation import Report
+from probgram.inference.objective import Objective, ObjectiveConfig
+from probgram.models import GRAM, HRM, TRM, Direct, GRAMGuide, LoopedTransformer, Perturbed
+
+RESULTS = Path(__file__).parent / "results" / "reasoners"
+GRAM_STEPS, HEAD_STEPS, BATCH = 3_000, 300, 128
+WIDTH, DEPTH = 20, 16
+SIZE = {"dim": 96, "hidden": 256}  # with two blocks 0.25M parameters
+SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)
+FIGURES = ("valid", "selected_vote", "selected_best_by_halt", "pass_at_n", "coverage_macro_all",
+           "coverage_pooled_all", "coverage_macro_several", "total_variation_several")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reasoner and how it is trained."""
+
+    model: Any
+    choices: dict[str, Any] = field(default_factory=dict)
+    objective: Callable[[], ObjectiveConfig] = ObjectiveConfig
+    guided: bool = False
+    deepens: bool = True  # whether more depth steps are more computation
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+DEEP = partial(recipes.deep_supervision, 8)
+ROWS = {
+    "direct-8": Row(Direct, {"dim": 48, "hidden": 144}, recipes.end_to_end, deepens=False),
+    "looped": Row(LoopedTransformer, SIZE | {"transitions": 16}, recipes.end_to_end),
+    "trm": Row(TRM, SIZE, DEEP),
+    "gram": Row(GRAM, SIZE, guided=True),
+    "gram mu=0": Row(GRAM, SIZE | {"mean": False}, guided=True),
+    "hrm": Row(HRM, {"dim": 72, "hidden": 168}, DEEP),
+    "gram sigma=0": Row(GRAM, SIZE | {"noise": False}, DEEP),
+}
+
+
+def build(row: Row, task: Any, seed: int) -> tuple[Any, Any]:
+    """The untrained chain and its guide."""
+    torch.manual_seed(seed)
+    chain = row.model.for_task(task, **row.choices)
+    return chain, GRAMGuide(chain) if row.guided else None
+
+
+def step_cost(row: Row, task: Any) -> int:
+    """Multiply-adds of an optimiser step, a problem: the second depth step, forward and backward."""
+    chain, guide = build(row, task, 0)
+    config = row.objective()
+    objective = Objective(chain, guide, config, task)
+    batches = Batches(as_known_answers(task), 8, config.particles, config.depth, 0, staggered=True)
+    rollout = batches.refill(objective(batches.start(torch.device("cpu"))).rollout)
+    with FlopCounterMode(display=False) as counter:
+        objective(rollout).loss.backward()
+    return counter.get_total_flops() // 2 // 8
+
+
+def train(name: str, seed: int, gram_steps: int, folder: Path) -> dict[str, Any]:
+    """Train a row and evaluate it."""
+    row, task = ROWS[name], tasks.Queens(8)
+    chain, guide = build(row, task, seed)
+    steps = round(gram_steps * step_cost(ROWS["gram"], task) / step_cost(row, task))
+    started = time.perf_counter()
+    at = {"batch": BATCH, "seed": seed, "precision": "bf16", "accelerator": "cpu", "validate_every": 0}
+    where = folder / f"{name.replace(' ', '-')}-{seed}"
+    fit(chain, guide, task, steps, objective=row.objective(), folder=where, **at, **row.settings)
+    depth = row.objective().depth
+    fit_heads(chain, ("judge",), task, HEAD_STEPS, depth=depth, folder=where / "heads", **at)
+    result = {
+        "model": name,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in chain.parameters()),
+        "steps": steps,
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "rows": {},
+    }
+    checkpoint.save_chain(where / "weights.safetensors", chain, guide, {"task": task.name, "seed": seed})
+    judge = partial(judged, result["rows"], task=task)
+    if chain.config.__class__.__name__ == "GRAMConfig" and chain.config.noise:
+        judge(name, chain, WIDTH, DEPTH)
+        return result
+    judge(name, chain, 1, DEPTH if row.deepens else 1)
+    if row.deepens:
+        judge(f"{name}, 20 times as deep", chain, 1, WIDTH * DEPTH)
+    if name == "trm":
+        sigma = max(SIGMAS, key=lambda s: pilot(Perturbed(chain, s), task))
+        judge("ptrm", Perturbed(chain, sigma), WIDTH, DEPTH)
+        result["sigma"] = sigma
+    return result
+
+
+def pilot(chain: Any, task: Any) -> float:
+    """pass@N of some training problems."""
+    return evaluate(chain, task, "train", WIDTH, DEPTH, seeds=(0,), problems=128).mean("pass_at_n")
+
+
+def judged(rows: dict[str, Any], name: str, chain: Any, width: int, depth: int, task: Any) -> None:
+    """Evaluate on all held-out problems, three sampling seeds where trajectories are random."""
+    report: Report = evaluate(chain, task, width=width, depth=depth, seeds=(0, 1, 2) if width > 1 else (0,))
+    x = task.examples("test")[0][0]
+    rows[name] = {
+        "width": width,
+        "depth": depth,
+        "multiply_adds": width * multiply_adds(chain, x, depth),
+        "figures": {k: round(report.mean(k), 5) for k in FIGURES if k in report.figures},
+        "limits": report.limits,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Mean over training seeds, with the standard deviation where there are several."""
+    head = ["reasoner", "parameters", "steps", "seeds", "width × depth", "M multiply-adds", *FIGURES]
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in head) + " |", "|---" * len(head) + "|"]
+    runs: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for result in results:
+        for name, row in result["rows"].items():
+            runs.setdefault(name, []).append((result, row))
+    for name, pairs in runs.items():
+        result, row = pairs[0]
+        cells = [name, f"{result['parameters']:,}", f"{result['steps']:,}", str(len(pairs))]
+        cells += [f"{row['width']} × {row['depth']}", f"{row['multiply_adds'] / 1e6:,.0f}"]
+        for figure in FIGURES:
+            values = [r["figures"][figure] for _, r in pairs if figure in r["figures"]]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read() -> list[dict[str, Any]]:
+    """What has been measured, in the order of `ROWS`."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    return sorted(found, key=lambda result: list(ROWS).index(result["model"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--gram-steps", type=int, default=GRAM_STEPS, help="optimiser steps of the GRAM row")
+    parser.add_argument("--folder", type=Path, default=Path("runs/reasoners"))
+    parser.add_argument("--table", action="store_true", help="print what has been measured")
+    chosen = parser.parse_args()
+    if chosen.table:
+        print(table(read()))
+        return
+    torch.set_num_threads(1)
+    for seed in chosen.seeds:
+        for name in chosen.rows:
+            path = RESULTS / f"{name.replace(' ', '-').replace('=', '')}-{seed}.json"
+            if path.exists():
+                continue
+            result = train(name, seed, chosen.gram_steps, chosen.folder)
+            checkpoint.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+            print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What a trajectory costs in multiply-adds: the one measure that compares chains with different f.
+
+Counted are matrix products, convolutions and attention, as PyTorch dispatches them; elementwise work is not.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from probgram.chain import Chain
+from probgram.inference.sampling import as_problems, sample
+
+
+def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
+    """Count the multiply-adds of one trajectory: encoder, S depth steps, readout and heads after each of them.
+
+    Args:
+        chain: any chain.
+        x: a problem `[L]`, or problems `[B, L]` of which the first is counted.
+        depth: S, depth steps.
+
+    Returns:
+        Multiply-adds, half of the floating-point operations.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        sample(chain, as_problems(x, chain)[:1], width=1, depth=depth)
+    return counter.get_total_flops() // 2
