@@ -27,11 +27,11 @@ from pyro import distributions as dist
 from pyro.infer import SMCFilter
 from torch import Tensor
 
-from benchmarks.timing import interleaved, ratio
 from probgram import tasks
 from probgram.inference import sample, smc
 from probgram.inference.potentials import value
 from probgram.inference.resampling import adaptive, systematic
+from probgram.inference.timing import interleaved, ratio
 
 try:
     import particles

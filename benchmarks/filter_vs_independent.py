@@ -216,9 +216,7 @@ def table() -> str:
 def main() -> None:
     """Measure what is missing, or print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/queens8"), help="a run with its early states"
-    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/queens8"), help="a run with its early states")
     parser.add_argument("--widths", default="20,4,64")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--problems", type=int, default=64)

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.timing import interleaved, ratio
 from probgram import tasks
 from probgram.inference import sample
+from probgram.inference.timing import interleaved, ratio
 from probgram.models import GRAM
 
 WIDTHS, DEPTHS = (1, 4, 16, 64), (4, 16, 64)

@@ -9,9 +9,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleaved, ratio
 from probgram import tasks
 from probgram.inference.handlers import seeded
+from probgram.inference.timing import interleaved, ratio
 from probgram.models import GRAM
 
 DEPTH = 1

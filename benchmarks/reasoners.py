@@ -31,7 +31,7 @@ from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.models import GRAM, HRM, TRM, Direct, GRAMGuide, LoopedTransformer, Perturbed
 
 RESULTS = Path(__file__).parent / "results" / "reasoners"
-GRAM_STEPS, HEAD_STEPS, BATCH = 3_000, 300, 128
+GRAM_STEPS, HEAD_STEPS, BATCH = 2_000, 300, 128
 WIDTH, DEPTH = 20, 16
 SIZE = {"dim": 96, "hidden": 256}  # with two blocks 0.25M parameters
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)

@@ -26,7 +26,7 @@ from probgram.inference.objective import ObjectiveConfig
 from probgram.inference.svi import FitView
 from probgram.models import GRAM, GRAMGuide
 
-WEIGHTS = Path("models/pretrained")
+WEIGHTS, RESULTS = Path("models/pretrained"), Path(__file__).parent / "results"
 FIGURES = ("valid", "selected_vote", "selected_first_verified", "pass_at_n", "coverage_macro_all",
            "coverage_macro_several", "total_variation_several")  # fmt: skip
 
@@ -104,7 +104,8 @@ def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: s
         "figures": {key: round(report.mean(key), 5) for key in FIGURES if key in report.figures},
     }
     checkpoint.save_chain(out / f"{name}.safetensors", chain, guide, about)
-    checkpoint.write_bytes(out / f"{name}.evaluation.json", report.to_json().encode())
+    which = name if split is None else f"{name}-{split}"
+    checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())
     print(f"{name}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--split", default=None, help="how problems are held out; default the task's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="checkpoints and metrics; default runs/NAME")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights and their figures")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights")
     parser.add_argument("--problems", type=int, default=None, help="held-out problems evaluated; default all")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # these products are small: a second thread buys little

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from probgram.inference.evaluation import evaluate as evaluate
     from probgram.inference.evaluation import evidence_bound as evidence_bound
     from probgram.inference.forecasting import forecast as forecast
+    from probgram.inference.frontier import Frontier as Frontier
+    from probgram.inference.frontier import frontier as frontier
     from probgram.inference.handlers import guided as guided
     from probgram.inference.handlers import weighted as weighted
     from probgram.inference.objective import Objective as Objective
@@ -40,6 +42,8 @@ _HOMES = {
     "evaluate": "probgram.inference.evaluation",
     "evidence_bound": "probgram.inference.evaluation",
     "Report": "probgram.inference.evaluation",
+    "frontier": "probgram.inference.frontier",
+    "Frontier": "probgram.inference.frontier",
 }
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

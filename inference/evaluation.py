@@ -89,7 +89,8 @@ def evaluate(
         seeds: one run each; at least 3 for a figure to publish.
         problems: a seeded subset of so many problems; None: all.
         halt_probability: freeze a trajectory once its halt head is so sure that its answer is right; None: never.
-        run: draws the trajectories, with the arguments of `sample`: for a filter `partial(smc.run, potential=...)`.
+        run: draws the trajectories, with the arguments of `sample`: for a filter `partial(smc.run, potential=...)`,
+            for a generator `partial(sample, decode="sample")`.
 
     Returns:
         Validity of one draw (by weight), accuracy of each selection rule, oracle pass@N, coverage (macro and
@@ -101,9 +102,7 @@ def evaluate(
     """
     if not seeds:
         raise ValueError("seeds must name at least one seed")
-    x = np.unique(task.examples(split)[0], axis=0)
-    if problems is not None and problems < len(x):
-        x = x[np.sort(np.random.default_rng(0).choice(len(x), problems, replace=False))]
+    x = chosen_problems(task, split, problems)
     try:
         solutions = metrics.all_solutions(task, x)
     except UnknownAnswers:
@@ -118,6 +117,7 @@ def evaluate(
             figures.setdefault(name, []).append(value)
     about = {
         "task": task.name,
+        **getattr(task, "about", {}),
         "split": f"{getattr(task, 'split', '')} {split}".strip(),
         "problems": len(x),
         "several answers": None if solutions is None else int((solutions.counts > 1).sum()),
@@ -128,6 +128,14 @@ def evaluate(
         "seconds a seed": round((time.perf_counter() - started) / len(seeds), 1),
     }
     return Report(figures, {} if solutions is None else metrics.limits(solutions, width), about)
+
+
+def chosen_problems(task: Any, split: str = "test", problems: int | None = None) -> Any:
+    """The different problems of a split, `[B, L]`; a seeded subset of so many, None: all."""
+    x = np.unique(task.examples(split)[0], axis=0)
+    if problems is None or problems >= len(x):
+        return x
+    return x[np.sort(np.random.default_rng(0).choice(len(x), problems, replace=False))]
 
 
 def _one_seed(

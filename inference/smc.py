@@ -297,7 +297,8 @@ def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | No
     weighed = state.log_weights
     if weighed.device.type != "cpu" or bool(state.nan.any()):  # NaN would make indices that are out of range
         weighed = torch.where(state.nan > 0, 0.0, weighed)
-    ancestors = (_compiled(rule.scheme) if algorithm.compile else rule.scheme)(weighed, uniforms)
+    scheme: Any = rule.scheme
+    ancestors = (_compiled(scheme) if algorithm.compile else scheme)(weighed, uniforms)
     all_due = due.device.type == "cpu" and bool(due.all())
     if not all_due:
         ancestors = torch.where(due, ancestors, torch.arange(n, device=due.device)[:, None])

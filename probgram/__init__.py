@@ -5,9 +5,7 @@ as many weighted trajectories at once. `solve` answers a puzzle, `fit` trains a 
 the problem families, `Chain` and `Guide` are what a model of your own implements.
 """
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probgram.lazy import lazy
 
@@ -37,15 +35,3 @@ _HOMES = {
 }
 __all__ = [*_HOMES, "__version__"]
 __getattr__, __dir__ = lazy(__name__, _HOMES)
-
-
-class _Package(ModuleType):
-    """`probgram.solve` is a module and a function of it: the function wins, whichever is imported first."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds submodules here.
-        if not (_HOMES.get(name) is not None and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -16,6 +17,16 @@ def lazy(package: str, homes: Mapping[str, str | None]) -> tuple[Callable[[str],
     Returns:
         To be bound as `__getattr__, __dir__ = lazy(__name__, homes)`.
     """
+
+    class Package(ModuleType):
+        """`probgram.solve` is a module and a function of it: the function wins, whichever is imported first."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # The import system binds submodules here.
+            if not (homes.get(name) is not None and isinstance(value, ModuleType)):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
 
     def get(name: str) -> Any:
         if name not in homes:

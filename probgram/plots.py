@@ -1,4 +1,4 @@
-"""Pictures: a training run's curves, coverage against width beside its limits, answers and ancestry over depth."""
+"""Pictures: training curves, coverage against width, answers and ancestry over depth, depth against width."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
     from probgram.tasks import Task
     from probgram.trajectories import Trajectories
@@ -19,6 +20,8 @@ _PANELS = (
     ("sigma of the prior", ("sigma_amin", "sigma_mean", "sigma_amax")),
     ("gradient norm", ("gradient_norm",)),
 )
+
+_ISO = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # scores with a contour; every second is labelled
 
 
 def training_curve(metrics: str | Path | Sequence[Mapping[str, float]]) -> "Figure":
@@ -165,4 +168,71 @@ def genealogy(
     axis.set_xticks(depths)
     axis.set_xlabel("depth step")
     axis.set_ylabel("trajectory")
+    return axis
+
+
+def iso_accuracy(
+    depths: Sequence[int], widths: Sequence[int], values: "ArrayLike", axis: "Axes | None" = None
+) -> "Axes":
+    """Draw a score over depth and width, with contours of equal score.
+
+    Vertical contours: only depth counts. Horizontal ones: only width. Diagonal: one buys what the other does.
+
+    Args:
+        depths: increasing, drawn on a base-2 scale to the right.
+        widths: increasing, likewise upwards.
+        values: in [0, 1], `[depths, widths]`.
+        axis: drawn on, or a new one.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    values = np.asarray(values)
+    if axis is None:
+        axis = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    across, up = np.meshgrid(np.log2(depths), np.log2(widths), indexing="ij")
+    filled = axis.contourf(across, up, values, levels=np.linspace(0, 1, 21), cmap="viridis", antialiased=True)
+    filled.set_rasterized(True)
+    axis.figure.colorbar(filled, ax=axis, ticks=np.linspace(0, 1, 6))
+    levels = [level for level in _ISO if values.min() < level < values.max()]
+    if levels:  # a flat score has no contours
+        lines = axis.contour(across, up, values, levels=levels, colors="white", linewidths=1.2)
+        axis.clabel(lines, [level for level in levels if level in _ISO[::2]], fmt="%g", fontsize=8)
+    axis.plot(across.ravel(), up.ravel(), ".", color="white", markersize=3, alpha=0.6)
+    axis.set_xticks(np.log2(depths), [str(depth) for depth in depths])
+    axis.set_yticks(np.log2(widths), [str(width) for width in widths])
+    axis.set_xlabel("depth (steps)")
+    axis.set_ylabel("width (trajectories)")
+    return axis
+
+
+def cost_curves(
+    depths: Sequence[int], widths: Sequence[int], values: "ArrayLike", axis: "Axes | None" = None
+) -> "Axes":
+    """Draw a score against cost, depth steps times width: a line a depth along its widths, and their envelope.
+
+    Args:
+        depths: increasing.
+        widths: increasing.
+        values: in [0, 1], `[depths, widths]`.
+        axis: drawn on, or a new one.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    values, costs = np.asarray(values), np.outer(depths, widths)
+    if axis is None:
+        axis = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(depths)))
+    for depth, cost, value, colour in zip(depths, costs, values, colours, strict=True):
+        axis.plot(cost, value, marker="o", markersize=4, color=colour, label=f"depth {depth}")
+    order = np.argsort(costs, axis=None, kind="stable")
+    best = np.maximum.accumulate(values.ravel()[order])
+    axis.step(costs.ravel()[order], best, where="post", color="0.3", linestyle="--", label="envelope", zorder=1)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("cost (depth steps × width)")
+    axis.set_ylabel("score")
+    axis.legend(frameon=False, fontsize=8)
     return axis

@@ -1,4 +1,4 @@
-"""Every snippet and command of the README runs, in order, as a reader would paste them.
+"""Every snippet and command of the README and of docs/ runs, in order, as a reader would paste them.
 
 Long trainings take a few steps. `make demo` and `make test` are stages of CI itself.
 """
@@ -14,7 +14,11 @@ from probgram.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+SNIPPETS = {
+    page: re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for page in PAGES
+}
 COMMANDS = [
     line
     for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
@@ -29,7 +33,7 @@ def shortened(text: str) -> str:
 
 
 def test_the_readme_has_snippets_and_commands() -> None:
-    assert len(SNIPPETS) >= 5
+    assert len(SNIPPETS["README.md"]) >= 5
     assert {line.split()[0] for line in COMMANDS} == {"make", "probgram"}
 
 
@@ -43,18 +47,22 @@ def test_the_commands_run(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def namespace() -> dict[str, object]:
-    return {"__name__": "readme"}
+def namespaces() -> dict[str, dict[str, object]]:
+    return {page: {"__name__": "page"} for page in PAGES}
 
 
-@pytest.mark.parametrize("index", range(len(SNIPPETS)))
-def test_snippet_runs(index: int, namespace: dict[str, object], tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "index"), [(page, index) for page in PAGES for index in range(len(SNIPPETS[page]))]
+)
+def test_snippet_runs(
+    page: str, index: int, namespaces: dict[str, dict[str, object]], tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(shortened(SNIPPETS[index]), f"README.md, snippet {index}", "exec"), namespace)
+    exec(compile(shortened(SNIPPETS[page][index]), f"{page}, snippet {index}", "exec"), namespaces[page])
 
 
 def test_a_task_and_a_chain_of_ones_own_take_under_30_lines_each() -> None:
-    text = "\n".join(SNIPPETS)
+    text = "\n".join(SNIPPETS["README.md"])
     for name in ("Complement", "Differ"):
         body = re.search(rf"^class {name}.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
         assert body is not None

@@ -21,7 +21,7 @@ DRAWN = "\n".join(["Q......."] + ["........"] * 7)
 FULL = "0 4 7 5 2 6 1 3"  # a solution: nothing is left to find
 SMALL = ["--width", 4, "--depth", 2]
 TINY = ["--steps", 3, "--head-steps", 2, "--batch", 4, "--depth", 2, "--dim", 16]
-COMMANDS = ["solve", "train", "evaluate", "info", "demo"]
+COMMANDS = ["solve", "train", "evaluate", "frontier", "info", "demo"]
 
 X = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)
 Y = X[:, ::-1]
@@ -385,6 +385,46 @@ def test_evaluation_finds_the_task_of_shipped_weights_and_prints_a_table():
 )
 def test_bad_input_to_evaluate_is_one_line_on_standard_error(arguments, message):
     assert message in complaint(probgram("evaluate", "queens8", *arguments, *SMALL))
+
+
+GRID = ["--depths", "1,2", "--widths", "1,4", "--seeds", "0,7", "--problems", 4, "--rounds", 1]
+
+
+def test_the_frontier_is_printed_with_its_verdict_and_written_as_a_page():
+    result = probgram("frontier", "queens8", *GRID, "--out", "pages/frontier.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for words in ("queens8", "pass@N", "By pass@N:", "A doubling of depth removes", "Brackets: 95% intervals"):
+        assert words in " ".join(result.stdout.split()), result.stdout
+    page = Path("pages/frontier.html").read_text()
+    assert "data:image/png;base64," in page and page.count("<tr>") == 5
+    quiet = probgram("frontier", "queens8", *GRID, "--quiet")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_the_frontier_as_json_names_its_schema_and_holds_every_cell():
+    content = parsed(probgram("frontier", "queens8", *GRID, "--by", "pass_at_n", "--json"))
+    assert content["schema"] == "probgram.frontier/1"
+    assert (content["depths"], content["widths"], content["cost"]) == ([1, 2], [1, 4], [[1, 4], [2, 8]])
+    assert np.shape(content["figures"]["selected_best_by_value"]) == (2, 2, 2)  # seeds, depths, widths
+    assert np.shape(content["seconds"]) == np.shape(content["multiply_adds"]) == (2, 2)
+    assert content["about"]["seeds"] == [0, 7] and content["html"] is None
+    assert content["kind"] == content["verdicts"]["pass_at_n"]["kind"] and content["kind"] in content["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depths", "1;2"], "depths must be integers with commas between them, got '1;2'"),
+        (["--widths", "4"], "widths must name at least two different sizes to tell a gain, got [4]"),
+        (["--depths", "0,1"], "depths must be integers from 1, got 0"),
+        (["--by", "luck"], 'by must be "selected", "pass_at_n" or "coverage", got \'luck\''),
+        (["--split", "all"], 'split must be "train" or "test", got \'all\''),
+        (["--out", "file/page.html", "--problems", 2, "--rounds", 0], "file/page.html could not be written"),
+    ],
+)
+def test_bad_input_to_the_frontier_is_one_line_on_standard_error(arguments, message):
+    Path("file").touch()
+    assert message in complaint(probgram("frontier", "queens8", *GRID, *arguments))
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["solve", "--board", "0 1 2"]], ids=["evaluate", "solve"])

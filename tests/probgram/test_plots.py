@@ -82,3 +82,27 @@ def test_the_genealogy_draws_survivors_dark_and_right_answers_filled(run):
     )  # fmt: skip
     pale, dark = (collection.get_segments() for collection in plots.genealogy(three).collections[:2])
     assert (len(pale), len(dark)) == (1, 5)  # slot 2 lived for one step, and left nobody
+
+
+def test_contours_of_a_score_that_only_depth_moves_are_vertical():
+    values = np.array([0.0, 0.2, 0.8, 1.0])[:, None] * np.ones(3)
+    axis = plots.iso_accuracy([1, 2, 4, 8], [1, 2, 4], values)
+    lines = axis.collections[1]  # the first is what is filled
+    half = lines.get_paths()[list(lines.levels).index(0.5)].vertices
+    assert np.allclose(half[:, 0], 1.5) and np.ptp(half[:, 1]) == 2  # halfway between depth 2 and 4, at every width
+    upwards = plots.iso_accuracy([1, 2, 4], [1, 2, 4, 8], values.T).collections[1]
+    assert np.allclose(upwards.get_paths()[list(upwards.levels).index(0.5)].vertices[:, 1], 1.5)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_a_flat_score_is_drawn_without_contours():
+    assert len(plots.iso_accuracy([1, 2], [1, 2, 4], np.ones((2, 3))).collections) == 1
+
+
+def test_cost_curves_hold_a_line_a_depth_and_their_envelope():
+    axis = plots.cost_curves([1, 4], [1, 2], [[0.2, 0.5], [0.4, 0.9]])
+    first, second, envelope = axis.lines
+    assert (first.get_xdata().tolist(), first.get_ydata().tolist()) == ([1, 2], [0.2, 0.5])
+    assert (second.get_xdata().tolist(), second.get_ydata().tolist()) == ([4, 8], [0.4, 0.9])
+    assert envelope.get_ydata().tolist() == [0.2, 0.5, 0.5, 0.9]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["depth 1", "depth 4", "envelope"]

@@ -1,0 +1,63 @@
+"""Write docs/results.md from what the benchmarks left in results/: every figure there was measured by a command.
+
+python -m benchmarks.results
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reasoners import read, table
+from probgram.checkpoint import write_bytes
+
+RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "results.md"
+
+HEAD = """# Results
+
+Written by `python -m benchmarks.results` from `benchmarks/results/`. All figures are of prior samples on problems
+that were held out; ± is the standard deviation over sampling seeds, in the table of reasoners over training seeds.
+*Uniform*: what as many uniform draws over a problem's solutions reach; *one answer*: what one right answer does.
+"""
+
+FAMILY = """## The family on 8-queens
+
+`python -m benchmarks.reasoners`: about 0.25M parameters each, equal multiply-adds in training, problems held out by
+symmetry orbit. Trajectories that differ get 20 × 16 depth steps, a deterministic one the same cost as depth, too.
+*Several*: the problems with several answers. `python -m benchmarks.reasoners --rows NAME --seeds 1` adds a seed.
+
+"""
+
+
+def trained(path: Path) -> str:
+    """A trained chain's figures."""
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in report["about"].items() if value is not None)
+    lines = [
+        f"## {path.stem}",
+        "",
+        about + ".",
+        "",
+        "| figure | mean ± sd | uniform | one answer |",
+        "|---|---|---|---|",
+    ]
+    for name, values in report["figures"].items():
+        limits = (report["limits"].get(kind, {}).get(name) for kind in ("uniform", "one answer"))
+        cells = ["–" if limit is None else f"{limit:.4f}" for limit in limits]
+        spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+        lines.append(f"| {name.replace('_', ' ')} | {np.mean(values):.4f}{spread} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD.rstrip(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
+    measured = read()
+    if measured:
+        parts.insert(1, FAMILY + table(measured))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    write_bytes(PAGE, page().encode())
