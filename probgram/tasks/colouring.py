@@ -1,0 +1,251 @@
+"""Graph colouring: give the vertices colours so that no edge joins two of one colour.
+
+A problem is a graph, an answer one colour a vertex. Renaming colours changes nothing, so among colourings that are
+renamings of each other one is the answer: the *canonical* one, whose colours are numbered in order of first
+appearance. The others fail to verify, or a graph would have up to six times the answers that are enumerated;
+`conflicts`, the published measure, does not look at names.
+
+Two encodings. "vertices" (default): one token a vertex, its edges to earlier vertices as an integer (see
+`graphs`). "matrix": one token an entry of the adjacency, 2 on the diagonal; in the answer each entry of a row
+repeats the colour of its vertex, so that nothing is padded.
+
+Data set: Erdős–Rényi graphs, those kept that can be coloured, 7,002 for training and 255 held out (n = 8) or 13,465
+and 192 (n = 10). The published edge probability is not known: it is an argument here, and belongs beside every
+figure, since it decides how many colourings a graph has. Source: Baek et al., arXiv 2605.19376, section 5.1.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probgram.tasks import graphs
+from probgram.tasks.drawn import check_whole, check_word, drawn_apart, named_arguments
+from probgram.tasks.task import Array, Split
+
+Encoding = Literal["vertices", "matrix"]
+SplitRule = Literal["orbit", "input"]
+
+PUBLISHED = {8: (7_002, 255), 10: (13_465, 192)}  # training and test graphs of the source, by n
+LARGEST = 11  # n up to which the pairs of vertices are bits of one integer
+BLOCK = 1 << 20  # pairs of a graph and a colouring tried at a time
+
+
+class Colouring:
+    """Graph colouring as a `Task`.
+
+    Args:
+        n: vertices, from 3 to 11.
+        edge_probability: with which two vertices are joined; unpublished, 0.4 has been used by others.
+        colours: how many colours there are, at least 2.
+        train: training graphs; None: as published for n = 8 and 10, else 10,000.
+        test: held-out graphs; None: as published, else 200.
+        encoding: "vertices" (L = n) or "matrix" (L = n²).
+        split: "orbit" holds out whole isomorphism classes, so that no test graph is a relabelled training graph;
+            "input", as published, single graphs.
+        seed: of the graphs, and of which are held out.
+
+    Raises:
+        ValueError: a number out of range, or an unknown encoding or split.
+    """
+
+    def __init__(
+        self,
+        n: int = 8,
+        edge_probability: float = 0.4,
+        colours: int = 3,
+        train: int | None = None,
+        test: int | None = None,
+        encoding: Encoding = "vertices",
+        split: SplitRule = "orbit",
+        seed: int = 0,
+    ) -> None:
+        published = PUBLISHED.get(n, (10_000, 200))
+        train, test = (p if given is None else given for p, given in zip(published, (train, test), strict=True))
+        check_whole(3, n=n)
+        check_whole(2, colours=colours)
+        check_whole(train=train, test=test)
+        if n > LARGEST:
+            raise ValueError(f"n must be at most {LARGEST}, got {n}")
+        if not 0 < edge_probability < 1:
+            raise ValueError(f"edge_probability must be between 0 and 1, got {edge_probability}")
+        check_word("encoding", encoding, "vertices", "matrix")
+        check_word("split", split, "orbit", "input")
+        self.n, self.edge_probability, self.colours = int(n), float(edge_probability), int(colours)
+        self.train, self.test, self.encoding, self.split, self.seed = train, test, encoding, split, seed
+        self.name = f"colouring{n}" + ("" if colours == 3 else f"-{colours}colours")
+        self.name += "" if edge_probability == 0.4 else f"-p{self.edge_probability:g}"
+        self.name += "-matrix" if encoding == "matrix" else ""
+        self.length = n if encoding == "vertices" else n * n
+        self.input_size = 1 << (n - 1) if encoding == "vertices" else 3
+        self.output_size = self.colours
+
+    @classmethod
+    def from_name(cls, name: str, split: str | None = None) -> "Colouring | None":
+        """Build "colouring8", "colouring10-p0.5", "colouring8-4colours-matrix"; None for another family's name."""
+        pattern = (
+            r"colouring(?P<n>\d+)(?:-(?P<colours>\d+)colours)?(?:-p(?P<edge_probability>\d*\.?\d+(?:e-\d+)?))?"
+            r"(?:-(?P<encoding>matrix))?"
+        )
+        arguments = named_arguments(pattern, name)
+        if arguments is None:
+            return None
+        return cls(**(arguments if split is None else arguments | {"split": split}))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What belongs beside every figure: edge probability and colours."""
+        return {"edge probability": self.edge_probability, "colours": self.colours}
+
+    def __repr__(self) -> str:
+        return (
+            f"Colouring({self.n}, edge_probability={self.edge_probability}, colours={self.colours}, "
+            f"train={self.train}, test={self.test}, encoding={self.encoding!r}, split={self.split!r}, "
+            f"seed={self.seed})"
+        )
+
+    # -- reading and drawing ----------------------------------------------------------------------------------
+
+    def encode(self, problem: str | Sequence[Any] | Array) -> NDArray[np.int64]:
+        """Read a graph: edges such as "0-1 1-2", pairs of vertices, its adjacency, or its own tokens.
+
+        Returns:
+            The problem, int64 `[L]`.
+
+        Raises:
+            ValueError: not a graph of n vertices.
+        """
+        if self.encoding == "matrix" and not isinstance(problem, str):
+            values = problem.tolist() if hasattr(problem, "tolist") else list(problem)
+            if len(values) == self.length and isinstance(values[0], int):
+                matrix = np.array(values).reshape(self.n, self.n)
+                problem = np.where(np.eye(self.n) * (matrix == 2), 0, matrix)
+        return self._encoded(graphs.to_tokens(graphs.read(problem, self.n)))
+
+    def decode(self, y: Array) -> str:
+        """Draw one colouring `[L]`: a line for each colour, with its vertices."""
+        colours = np.asarray(self._colours(y))
+        return "\n".join(
+            f"colour {colour}: {' '.join(map(str, np.flatnonzero(colours == colour)))}"
+            for colour in np.unique(colours)
+        )
+
+    # -- truth ------------------------------------------------------------------------------------------------
+
+    def verify(self, x: Array, y: Array) -> Array:
+        """Whether y colours x properly and canonically; bool `[...]`."""
+        return self.violations(x, y) == 0
+
+    def violations(self, x: Array, y: Array) -> Array:
+        """Conflicts, plus tokens that are no colour, that skip a colour, or differ within a row; int `[...]`."""
+        colours = self._colours(y)
+        total = self.conflicts(x, y) + ((colours < 0) | (colours >= self.colours)).sum(-1)
+        for i in range(self.n):
+            # In order of first appearance, colour c needs a c - 1 before it. To add never wraps below 0.
+            follows = (colours[..., :i] + 1 == colours[..., i : i + 1]).any(-1)
+            total = total + ((colours[..., i] != 0) & ~follows) * 1
+        if self.encoding == "matrix":
+            rows = y.reshape(*y.shape[:-1], self.n, self.n)
+            total = total + (rows != colours[..., None]).sum(-1).sum(-1)
+        return total
+
+    def conflicts(self, x: Array, y: Array) -> Array:
+        """Edges of x whose two ends have one colour in y, the published measure; int `[...]`."""
+        colours = self._colours(y)
+        total = 0
+        for i in range(1, self.n):
+            for j in range(i):
+                total = total + self._edge(x, i, j) * (colours[..., i] == colours[..., j])
+        return total
+
+    def solutions(self, x: Array) -> NDArray[np.int64]:
+        """Every canonical colouring of one graph, `[M, L]` in lexicographic order."""
+        tokens = np.asarray(x)
+        if tokens.shape != (self.length,) or tokens.min() < 0 or tokens.max() >= self.input_size:
+            raise ValueError(
+                f"x must be one problem of {self.name}, [{self.length}] known tokens, got {tokens.shape}"
+            )
+        graph = tokens if self.encoding == "vertices" else graphs.to_tokens(tokens.reshape(self.n, self.n) == 1)
+        return self._answered(self._canonical[self._proper(graph[None])[0]])
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def examples(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (x `[M, L]`, y `[M, L]`) of the training or the test graphs, one row a colouring."""
+        if split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {split!r}')
+        chosen = self.problems[split == "test"]
+        x, y = [], []
+        for block in self._blocks(chosen):
+            graph, colouring = self._proper(block).nonzero()
+            x.append(block[graph])
+            y.append(self._canonical[colouring])
+        return self._encoded(np.concatenate(x)), self._answered(np.concatenate(y))
+
+    @cached_property
+    def problems(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Training and test graphs in the "vertices" encoding, `[train, n]` and `[test, n]`."""
+        return drawn_apart(self._draw, self._kind, self.train, self.test, self.seed, self.name)
+
+    def _kind(self, graph: NDArray[np.int64]) -> NDArray[Any]:
+        if self.split == "input":
+            return np.arange(len(graph))
+        return graphs.invariant(graphs.from_tokens(graph))
+
+    def _draw(self, rng: np.random.Generator, rows: int) -> NDArray[np.int64]:
+        drawn = graphs.to_tokens(graphs.erdos_renyi(rng, rows, self.n, self.edge_probability))
+        return np.concatenate([block[self._proper(block).any(1)] for block in self._blocks(drawn)])
+
+    # -- colourings -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _canonical(self) -> NDArray[np.int64]:
+        """All canonical colourings of n vertices, `[R, n]`, in lexicographic order."""
+        rows = np.zeros((1, 1), dtype=np.int64)
+        for _ in range(1, self.n):
+            used = np.minimum(
+                rows.max(1) + 2, self.colours
+            )  # the next vertex has an old colour or the next new one
+            start = np.repeat(used.cumsum() - used, used)
+            rows = np.concatenate([np.repeat(rows, used, axis=0), (np.arange(used.sum()) - start)[:, None]], 1)
+        return rows
+
+    @cached_property
+    def _alike(self) -> NDArray[np.int64]:
+        """A bit for each pair of vertices that a canonical colouring colours alike, `[R]`."""
+        i, j = np.tril_indices(self.n, -1)
+        return ((self._canonical[:, i] == self._canonical[:, j]) << np.arange(len(i))).sum(1)
+
+    def _proper(self, graph: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which canonical colourings are proper, of graphs `[G, n]`: `[G, R]`."""
+        i, j = np.tril_indices(self.n, -1)
+        edges = ((graph[:, i] >> (i - j - 1) & 1) << np.arange(len(i))).sum(1)
+        return (edges[:, None] & self._alike) == 0
+
+    def _blocks(self, graph: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Graphs `[G, n]` in parts whose pairs with all colourings fit into memory."""
+        rows = max(1, BLOCK // len(self._canonical))
+        return (graph[start : start + rows] for start in range(0, len(graph), rows))
+
+    # -- encodings --------------------------------------------------------------------------------------------
+
+    def _edge(self, x: Array, i: int, j: int) -> Array:
+        """Whether x joins vertices j < i, `[...]`."""
+        return graphs.edge(x, i, j) if self.encoding == "vertices" else x[..., i * self.n + j] == 1
+
+    def _colours(self, y: Array) -> Array:
+        """The colour of each vertex, `[..., n]`: in a matrix those on the diagonal."""
+        return y if self.encoding == "vertices" else y[..., :: self.n + 1]
+
+    def _encoded(self, graph: NDArray[np.int64]) -> NDArray[np.int64]:
+        """From vertex tokens `[..., n]` to this task's problems `[..., L]`; a matrix has 2 on its diagonal."""
+        if self.encoding == "vertices":
+            return graph
+        matrix = graphs.from_tokens(graph) + 2 * np.eye(self.n, dtype=np.int64)
+        return matrix.reshape(*graph.shape[:-1], self.length)
+
+    def _answered(self, colours: NDArray[np.int64]) -> NDArray[np.int64]:
+        """From colours `[..., n]` to this task's answers `[..., L]`."""
+        return colours if self.encoding == "vertices" else np.repeat(colours, self.n, axis=-1)
