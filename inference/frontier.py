@@ -311,7 +311,8 @@ class Frontier:
             row = [str(depth), str(width), str(depth * width)]
             row += [] if work is None else [f"{work[i, j] / 1e6:.4g}"]
             row += [] if seconds is None else [f"{1000 * seconds[i, j]:.1f}"]
-            rows.append(row + [f"{mean[i, j]:.3f} ± {sd[i, j]:.3f}" for mean, sd in figures.values()])
+            spread = "" if len(self.about.get("seeds", ())) == 1 else " ± {:.3f}"
+            rows.append(row + [f"{mean[i, j]:.3f}" + spread.format(sd[i, j]) for mean, sd in figures.values()])
         return header + [self._label(name) for name in figures], rows
 
     def _about(self) -> str:

@@ -54,6 +54,14 @@ class Queens:
         self.input_size = n + 1 if encoding == "rows" else 2
         self.output_size = n if encoding == "rows" else 2
 
+    @classmethod
+    def from_name(cls, name: str, split: str | None = None) -> "Queens | None":
+        """Build "queens8", "queens8-board"; None for another family's name."""
+        found = re.fullmatch(r"queens(\d+)(-board)?", name)
+        if found is None:
+            return None
+        return cls(int(found[1]), encoding="board" if found[2] else "rows", split=split or "orbit")  # type: ignore[arg-type]
+
     def __repr__(self) -> str:
         return f"Queens({self.n}, encoding={self.encoding!r}, split={self.split!r}, seed={self.seed})"
 
