@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probgram.inference.objective import Rollout
-from probgram.tasks import KnownAnswers, Task, group_answers
+from probgram.tasks import KnownAnswers, Task, group_answers, separate_answers
 
 
 def as_known_answers(data: Any) -> KnownAnswers:
     """Bring training data to problems with their known answers.
 
     Args:
-        data: a `Task` (its training examples), `KnownAnswers`, a pair of integer arrays (x `[P, ...]`,
-            y `[P, L]`), or a torch `Dataset` of such pairs.
+        data: a `Task` (its training examples; those of one with `grouped = False` a row a pair), `KnownAnswers`, a
+            pair of integer arrays (x `[P, ...]`, y `[P, L]`), or a torch `Dataset` of such pairs.
 
     Raises:
         ValueError: none of these, or arrays that do not fit together.
@@ -26,7 +26,8 @@ def as_known_answers(data: Any) -> KnownAnswers:
     if isinstance(data, KnownAnswers):
         return data
     if isinstance(data, Task):
-        return group_answers(*data.examples("train"))
+        together = group_answers if getattr(data, "grouped", True) else separate_answers
+        return together(*data.examples("train"))
     if (
         isinstance(data, tuple | list)
         and len(data) == 2

@@ -31,7 +31,7 @@ class FitConfig:
     strategy: str = "auto"  # Lightning Fabric's: "ddp" for several ranks
     log_every: int = 20  # optimiser steps between two lines of metrics
     validate_every: int = 500  # optimiser steps between two looks at held-out problems; 0: never
-    validation: int = 128  # held-out problems looked at
+    validation: int = 128  # held-out problems looked at, four draws each; more each where there are fewer
     checkpoint_every: float = 60.0  # seconds between two checkpoints
 
     def __post_init__(self) -> None:

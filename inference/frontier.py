@@ -306,12 +306,12 @@ class Frontier:
         work = self.multiply_adds
         header = ["depth", "width", "cost"]
         header += ([] if work is None else ["10⁶ multiply-adds"]) + ([] if seconds is None else ["ms"])
+        spread = "" if len(self.about.get("seeds", ())) == 1 else " ± {:.3f}"
         rows = []
         for (i, depth), (j, width) in product(enumerate(self.depths), enumerate(self.widths)):
             row = [str(depth), str(width), str(depth * width)]
             row += [] if work is None else [f"{work[i, j] / 1e6:.4g}"]
             row += [] if seconds is None else [f"{1000 * seconds[i, j]:.1f}"]
-            spread = "" if len(self.about.get("seeds", ())) == 1 else " ± {:.3f}"
             rows.append(row + [f"{mean[i, j]:.3f}" + spread.format(sd[i, j]) for mean, sd in figures.values()])
         return header + [self._label(name) for name in figures], rows
 

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from probgram.inference.progress import ProgressBar
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
 from probgram.inference.targets import fixed, nearest
-from probgram.tasks import KnownAnswers, Task
+from probgram.tasks import KnownAnswers, Task, UnknownAnswers
 
 log = logging.getLogger("probgram")
 
@@ -322,7 +322,8 @@ class _Run:
         )
         due = self.config.validate_every and self.step % self.config.validate_every < self.config.log_every
         if self.held_out is not None and (due or self.step == self.steps):
-            line["valid_held_out"] = self._validate()
+            with suppress(UnknownAnswers):  # of digits, say, nobody knows what is right
+                line["valid_held_out"] = self._validate()
         return line
 
     def _validate(self) -> float:
@@ -331,8 +332,9 @@ class _Run:
         own = {k: v.clone() for k, v in self.raw.state_dict().items()}
         self.raw.load_state_dict(self.averages)
         self.raw.eval()
+        width = max(4, 4 * self.config.validation // len(self.held_out))
         try:
-            run = sample(self.chain, self.held_out, width=4, depth=self.raw.config.depth, seed=0, keep="last")
+            run = sample(self.chain, self.held_out, width=width, depth=self.raw.config.depth, seed=0, keep="last")
         finally:  # an interrupt must not leave the averages behind
             self.raw.load_state_dict(own)
             self.raw.train()

@@ -1,4 +1,4 @@
-"""Figures of merit of a run, for arrays of any backend: validity, pass@N, coverage, total variation.
+"""Figures of merit of a run, for arrays of any backend: validity, pass@N, coverage, total variation, chi-square.
 
 Two averages of coverage, since the literature defines neither: *macro*, the mean over problems of the
 share of its solutions that were found; *pooled*, solutions found over solutions there are. Beside them
@@ -86,6 +86,63 @@ def uniform_total_variation(count: NDArray[np.int64], width: int) -> NDArray[np.
         deviation = (binom.pmf(draws, width, 1 / m) * np.abs(draws / width - 1 / m)).sum()
         floor[count == m] = 0.5 * m * deviation
     return floor
+
+
+class Uniformity(NamedTuple):
+    """How close independent draws come to the uniform law over all right answers.
+
+    Fields:
+        draws: right ones among them.
+        found: different right answers among them.
+        answers: how many right answers there are, M.
+        chi_square: Σ (count - draws / M)² / (draws / M), over all M answers.
+        p_value: probability that uniform draws give so large a chi-square or a larger one (M - 1 degrees of
+            freedom).
+    """
+
+    draws: int
+    found: int
+    answers: int
+    chi_square: float
+    p_value: float
+
+
+def histogram(answers: Any, solutions: Any) -> NDArray[np.int64]:
+    """How often each solution was drawn, `[M]`; draws that are none of them are not counted.
+
+    Args:
+        answers: of one problem, `[N, L]`.
+        solutions: all there are, `[M, L]`, such as `task.solutions(x)`.
+    """
+    one = Solutions(np.asarray(solutions)[None], np.array([len(solutions)]))
+    drawn = np.asarray(answers)[:, None]
+    return np.rint(solution_weights(one, drawn)[0] * len(drawn)).astype(np.int64)
+
+
+def uniformity(answers: Any, solutions: Any) -> Uniformity:
+    """Pearson's chi-square of the right ones among independent draws against the uniform law.
+
+    The p-value is good from about five expected draws an answer on. Draws that share ancestors (a filter that
+    resampled) are not independent: their chi-square is larger whatever their law.
+
+    Args:
+        answers: of one problem, `[N, L]`.
+        solutions: all there are, `[M, L]`.
+
+    Raises:
+        ValueError: no draw is right, or there are fewer than two solutions.
+    """
+    from scipy.stats import chisquare
+
+    count = histogram(answers, solutions)
+    if len(count) < 2 or not count.any():
+        raise ValueError(
+            f"uniformity needs a right draw and at least two solutions, got {count.sum()} and {len(count)}"
+        )
+    test = chisquare(count)
+    return Uniformity(
+        int(count.sum()), int((count > 0).sum()), len(count), float(test.statistic), float(test.pvalue)
+    )
 
 
 def summarize(

@@ -26,6 +26,10 @@ class Task(Protocol):
         length: L, tokens of x and of y.
         input_size: number of different tokens in x.
         output_size: number of different tokens in y.
+
+    A task may also set `grouped = False`: its training pairs are then not grouped by problem, but each is a problem
+    with one known answer (`separate_answers`). For problems with thousands of answers, as generation has, since a
+    batch carries all known answers of its rows.
     """
 
     name: str
@@ -59,10 +63,10 @@ class Task(Protocol):
 
 
 class KnownAnswers(NamedTuple):
-    """Unique problems with all their known answers, padded.
+    """Problems with their known answers, padded.
 
     Fields:
-        x: `[I, ...]`, unique.
+        x: `[I, ...]`; unique, unless each pair is a problem of its own.
         answers: `[I, M, L]`; rows beyond `counts` repeat the first answer.
         counts: int64 `[I]`, how many are known; at least 1.
     """
@@ -82,6 +86,26 @@ def group_answers(x: Array, y: Array) -> KnownAnswers:
     Raises:
         ValueError: different numbers of rows, none at all, or values that are not integers.
     """
+    x, y = _checked_pairs(x, y)
+    pairs = np.unique(np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], 1).astype(np.int64), axis=0)
+    width = x[0].size
+    problems, first, count = np.unique(pairs[:, :width], axis=0, return_index=True, return_counts=True)
+    slots = np.arange(count.max())
+    rows = first[:, None] + np.where(slots < count[:, None], slots, 0)  # [I, M]; pairs are sorted by problem
+    answers = pairs[rows, width:].reshape(len(problems), len(slots), *y.shape[1:])
+    return KnownAnswers(problems.reshape(-1, *x.shape[1:]), answers, count)
+
+
+def separate_answers(x: Array, y: Array) -> KnownAnswers:
+    """Make each pair a problem with one known answer; a pair given twice is there twice.
+
+    Arguments and errors are those of `group_answers`.
+    """
+    x, y = _checked_pairs(x, y)
+    return KnownAnswers(x.astype(np.int64), y[:, None].astype(np.int64), np.ones(len(x), dtype=np.int64))
+
+
+def _checked_pairs(x: Array, y: Array) -> tuple[NDArray[Any], NDArray[Any]]:
     x, y = np.asarray(x), np.asarray(y)
     for name, values in (("x", x), ("y", y)):
         if not np.issubdtype(values.dtype, np.integer):
@@ -90,13 +114,7 @@ def group_answers(x: Array, y: Array) -> KnownAnswers:
             raise ValueError(f"{name} must have a row for each example, got shape {list(values.shape)}")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y must have the same number of rows, at least 1, got {len(x)} and {len(y)}")
-    pairs = np.unique(np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], 1).astype(np.int64), axis=0)
-    width = x[0].size
-    problems, first, count = np.unique(pairs[:, :width], axis=0, return_index=True, return_counts=True)
-    slots = np.arange(count.max())
-    rows = first[:, None] + np.where(slots < count[:, None], slots, 0)  # [I, M]; pairs are sorted by problem
-    answers = pairs[rows, width:].reshape(len(problems), len(slots), *y.shape[1:])
-    return KnownAnswers(problems.reshape(-1, *x.shape[1:]), answers, count)
+    return x, y
 
 
 def from_name(name: str, split: str | None = None) -> "Task":
@@ -109,11 +127,18 @@ def from_name(name: str, split: str | None = None) -> "Task":
     Raises:
         ValueError: no task has that name.
     """
+    from probgram.tasks.colouring import Colouring
+    from probgram.tasks.digits import Digits
+    from probgram.tasks.generation import Generation
+    from probgram.tasks.permutations import Permutations
+    from probgram.tasks.pointers import Pointers
     from probgram.tasks.queens import Queens
+    from probgram.tasks.reachability import Reachability
+    from probgram.tasks.rule110 import Rule110
+    from probgram.tasks.sudoku import Sudoku
 
-    family, _, rest = name.partition("queens")
-    size, _, encoding = rest.partition("-")
-    if family == "" and size.isdecimal() and encoding in ("", "board"):
-        how = {} if split is None else {"split": split}
-        return Queens(int(size), encoding="board" if encoding else "rows", **how)  # type: ignore[arg-type]
-    raise ValueError(f'no task is called {name!r}; expected for instance "queens8" or "queens8-board"')
+    for kind in (Queens, Colouring, Digits, Generation, Permutations, Pointers, Reachability, Rule110, Sudoku):
+        named = kind.from_name(name, split)
+        if named is not None:
+            return named
+    raise ValueError(f'no task is called {name!r}; expected for instance "queens8" or "queens8-blank"')
