@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from probgram import checkpoint, fit, plots, tasks
-from probgram.inference import evaluate, fit_heads
+from probgram import checkpoint, fit, metrics, plots, tasks
+from probgram.inference import evaluate, fit_heads, recipes, sample
 from probgram.inference.objective import ObjectiveConfig
 from probgram.inference.svi import FitView
-from probgram.models import GRAM, GRAMGuide
+from probgram.models import GRAM, TRM, GRAMGuide, LoopedTransformer
 
 WEIGHTS, RESULTS = Path("models/pretrained"), Path(__file__).parent / "results"
 FIGURES = ("valid", "selected_vote", "selected_first_verified", "pass_at_n", "coverage_macro_all",
@@ -48,11 +48,31 @@ class Recipe:
     depth: int = 16
 
 
+SERIAL = {  # the answer tells every intermediate result: few hops are learned on the way to many
+    "pointers": partial(tasks.Pointers, 8, hops=6, targets="every", maps="permutation", train=50_000),
+    "permutations": partial(tasks.Permutations, 8, targets="every", train=100_000),
+}
+RECURSIONS = {
+    "looped": (LoopedTransformer, False, {"blocks": 1, "transitions": 8}, recipes.end_to_end()),
+    "trm": (TRM, False, {"blocks": 1, "refinements": 1, "transitions": 1}, recipes.deep_supervision(8)),
+    "gram": (GRAM, True, {"blocks": 1, "refinements": 1, "transitions": 1}, ObjectiveConfig()),
+}
 RECIPES = {
     # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
     # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
     "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
     "queens10": Recipe(partial(tasks.Queens, 10), 15_000),
+    "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 15_000),
+    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 15_000),
+    "sudoku4": Recipe(partial(tasks.Sudoku, 2), 8_000),
+    "queens8-blank": Recipe(
+        partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
+    ),
+    **{
+        f"{serial}-{name}": Recipe(task, 8_000, model, guided, choices, objective, head_steps=300)
+        for serial, task in SERIAL.items()
+        for name, (model, guided, choices, objective) in RECURSIONS.items()
+    },
 }
 
 
@@ -103,6 +123,9 @@ def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: s
         "evaluation": report.about,
         "figures": {key: round(report.mean(key), 5) for key in FIGURES if key in report.figures},
     }
+    if isinstance(task, tasks.Generation) and report.mean("valid"):
+        draws = sample(chain, task.blank, recipe.width, recipe.depth, seed=0, keep="last").answers[-1, :, 0]
+        about["uniformity"] = metrics.uniformity(draws, task.answers)._asdict()
     checkpoint.save_chain(out / f"{name}.safetensors", chain, guide, about)
     which = name if split is None else f"{name}-{split}"
     checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())

@@ -21,7 +21,7 @@ from probgram.inference.objective import ObjectiveConfig
 from probgram.inference.potentials import likelihood
 from probgram.models import GRAM, GRAMGuide
 
-DEPTH, DRAWS, RUNS, SEED = 4, 10_000, 8, 0
+DEPTH, RUNS, SEED = 4, 8, 0
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=5, help="queens")
     parser.add_argument("--given", default="1 . . . .", help="columns of the given queens, a dot for a free row")
+    parser.add_argument("--draws", type=int, default=10_000, help="boards drawn from nothing")
     parser.add_argument("--width", type=int, default=500, help="trajectories of each filter")
     chosen = parser.parse_args()
     torch.manual_seed(SEED)
@@ -41,10 +42,10 @@ def main() -> None:
     chain = GRAM.for_task(task, dim=64, hidden=160, refinements=2)
     objective = ObjectiveConfig(depth=DEPTH, carry=0.0, beta=0.1)  # every trajectory keeps its board
     fit(chain, GRAMGuide(chain), task, chosen.steps, objective=objective, batch=64, lr=2e-3, ema=0.99)
-    run = sample(chain, task.blank, DRAWS, DEPTH, SEED, decode="sample", keep="last", chunk=2_048)
+    run = sample(chain, task.blank, chosen.draws, DEPTH, SEED, decode="sample", keep="last", chunk=2_048)
     draws = run.answers[-1, :, 0].long()
     right, found = task.verify(task.blank, draws).double().mean(), metrics.histogram(draws, task.answers) > 0
-    print(f"of {DRAWS} boards from nothing {right:.1%} are right; {found.sum()} of {len(found)} were found")
+    print(f"of {chosen.draws} boards from nothing {right:.1%} are right; {found.sum()} of {len(found)} were found")
 
     # The filter, run several times side by side. What was observed is put in; the readout draws the rest.
     run = smc.run(

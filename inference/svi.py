@@ -25,9 +25,10 @@ from probgram.inference.fit_config import FitConfig, learning_rate
 from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.progress import ProgressBar
+from probgram.inference.recipes import default
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
-from probgram.inference.targets import fixed, nearest
+from probgram.inference.targets import fixed
 from probgram.tasks import KnownAnswers, Task, UnknownAnswers
 
 log = logging.getLogger("probgram")
@@ -88,7 +89,7 @@ def fit(
         guide: trained beside it; None trains on prior draws alone (for chains without noise).
         data: a `Task`, a pair of integer arrays (x `[P, ...]`, y `[P, L]`), `KnownAnswers` or a `Dataset` of pairs.
         steps: optimiser steps in all; a resumed run counts those it has taken.
-        objective: options of the bound.
+        objective: options of the bound; None: `recipes.default`.
         only: names of the chain's submodules to train, such as its heads; the rest stays as it is. () trains all.
         folder: keeps `training.safetensors` and `metrics.jsonl`; a run found there is continued bit for bit.
         callbacks: called with a `FitView` whenever metrics are written.
@@ -109,7 +110,7 @@ def fit(
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}: expected fields of FitConfig")
     config = replace(FitConfig(), **settings)
-    objective = objective or _default_objective(guide)
+    objective = objective or default(guide, data)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), _trainable(chain, guide, only):
         run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
@@ -133,10 +134,6 @@ def fit_heads(
     """
     objective = ObjectiveConfig(depth=depth, target=fixed, carry=1.0, gradient="transition")
     return fit(chain, None, data, steps, objective=objective, only=heads, **settings)
-
-
-def _default_objective(guide: Guide | None) -> ObjectiveConfig:
-    return ObjectiveConfig() if guide is not None else ObjectiveConfig(target=nearest, carry=1.0)
 
 
 @contextmanager

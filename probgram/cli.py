@@ -185,7 +185,7 @@ def train(
 
     from probgram import checkpoint
     from probgram.inference.batches import as_known_answers, fingerprint_of
-    from probgram.inference.objective import ObjectiveConfig
+    from probgram.inference.recipes import default
     from probgram.inference.svi import fit, fit_heads
     from probgram.models import GRAM, GRAMGuide
 
@@ -198,7 +198,7 @@ def train(
     guide = GRAMGuide(chain)
     shared: dict[str, Any] = {"batch": batch, "seed": seed, "precision": precision, "accelerator": device or "auto"}
     shared |= {"progress": not (quiet or as_json)}
-    result = fit(chain, guide, task, steps, objective=ObjectiveConfig(depth=depth), folder=folder, lr=lr, **shared)
+    result = fit(chain, guide, task, steps, objective=default(guide, task, depth), folder=folder, lr=lr, **shared)
     done = result.finished
     if done and head_steps:
         heads = folder / f"heads-{result.steps}"  # of this core: trained further, it gets heads anew
