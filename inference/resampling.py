@@ -185,6 +185,12 @@ def killing(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     return torch.where(survives | all_dead(log_weights), own, drawn)
 
 
+SCHEMES: dict[str, Scheme] = {
+    scheme.__name__: scheme  # type: ignore[attr-defined]
+    for scheme in (systematic, stratified, multinomial, residual, ssp, killing)
+}
+
+
 # -- counting -------------------------------------------------------------------------------------------------
 
 

@@ -465,12 +465,11 @@ def _filter(potential: str | None, resample: str, ess: float, task: "Task") -> d
     """The arguments of a filter; none where no potential is named."""
     if potential is None:
         return {}
-    from probgram.inference import resampling
+    from probgram.inference.resampling import SCHEMES
 
-    names = ("systematic", "stratified", "multinomial", "residual", "ssp", "killing")
-    if resample not in (*names, "none"):
-        raise ValueError(f"resample must be one of {', '.join(names)} or none, got {resample!r}")
-    scheme = None if resample == "none" else getattr(resampling, resample)
+    if resample not in (*SCHEMES, "none"):
+        raise ValueError(f"resample must be one of {', '.join(SCHEMES)} or none, got {resample!r}")
+    scheme = SCHEMES.get(resample)
     return {"potential": _potential(potential, task), "resample": scheme, "ess_threshold": ess}
 
 

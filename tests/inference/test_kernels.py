@@ -16,20 +16,12 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from probgram import Chain
-from probgram.inference import forecast, potentials, smc
-from probgram.inference.resampling import (
-    adaptive,
-    killing,
-    multinomial,
-    residual,
-    ssp,
-    stratified,
-    systematic,
-)
+from probgram.inference import forecast, potentials, resampling, smc
+from probgram.inference.resampling import adaptive, systematic
 from probgram.models import HiddenMarkov, LinearGaussian
 from probgram.trajectories import Trajectories
 
-SCHEMES = [systematic, stratified, multinomial, residual, ssp, killing]
+SCHEMES = list(resampling.SCHEMES.values())
 REPLICATES, TIME = 2000, 6
 DECAY, STEP, NOISE = 0.9, 0.7, 0.9  # h' = 0.9 h + 0.7 e, x = h + 0.9 e
 SERIES = torch.tensor([[0.4, -1.0, -0.3, 1.9, 1.2, 0.1]])

@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from probgram.inference.resampling import (
-    draw_uniforms,
-    killing,
-    multinomial,
-    residual,
-    ssp,
-    stratified,
-    systematic,
-)
+from probgram.inference import resampling
+from probgram.inference.resampling import draw_uniforms, killing, multinomial, residual, ssp, stratified, systematic
 
-SCHEMES = [systematic, stratified, multinomial, residual, ssp, killing]
+SCHEMES = list(resampling.SCHEMES.values())
 BOUNDED = [systematic, residual, ssp]  # never fewer copies than ⌊N·W⌋
 ORDERED = [systematic, stratified, multinomial, residual, ssp]
 

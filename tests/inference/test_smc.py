@@ -23,19 +23,11 @@ from torch import Tensor, nn
 from probgram import Chain, Guide
 from probgram.inference import resampling, sample, smc
 from probgram.inference.potentials import LookAhead, Potential, View, likelihood, look_ahead
-from probgram.inference.resampling import (
-    adaptive,
-    killing,
-    multinomial,
-    residual,
-    ssp,
-    stratified,
-    systematic,
-)
+from probgram.inference.resampling import adaptive, multinomial, ssp, systematic
 from probgram.models import HiddenMarkov, HiddenMarkovSmoother, LinearGaussian, LinearGaussianSmoother
 from probgram.trajectories import Trajectories
 
-SCHEMES = [systematic, stratified, multinomial, residual, ssp, killing]
+SCHEMES = list(resampling.SCHEMES.values())
 REPLICATES = 2000
 
 
@@ -1120,4 +1112,4 @@ def test_settings_say_how_the_run_was_made():
 
 def test_all_schemes_of_the_library_are_tested():
     found = {name for name, value in vars(resampling).items() if callable(getattr(value, "rows", None))}
-    assert found == {scheme.__name__ for scheme in SCHEMES}
+    assert found == set(resampling.SCHEMES)
