@@ -49,8 +49,8 @@ class Recipe:
 
 
 SERIAL = {  # the answer tells every intermediate result: few hops are learned on the way to many
-    "pointers": partial(tasks.Pointers, 8, hops=6, targets="every", maps="permutation", train=50_000),
-    "permutations": partial(tasks.Permutations, 8, targets="every", train=100_000),
+    "pointers": partial(tasks.Pointers, 8, hops=6, targets="every", maps="permutation"),
+    "permutations": partial(tasks.Permutations, 8, targets="every"),
 }
 RECURSIONS = {
     "looped": (LoopedTransformer, False, {"blocks": 1, "transitions": 8}, recipes.end_to_end()),
@@ -69,7 +69,7 @@ RECIPES = {
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
     ),
     **{
-        f"{serial}-{name}": Recipe(task, 8_000, model, guided, choices, objective, head_steps=300)
+        f"{serial}-{name}": Recipe(task, 4_000, model, guided, choices, objective, head_steps=300)
         for serial, task in SERIAL.items()
         for name, (model, guided, choices, objective) in RECURSIONS.items()
     },
