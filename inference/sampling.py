@@ -173,7 +173,10 @@ def _sample_chunk(
                 if t == offset:
                     trees.check_state(moved, (width, problems))
                 state = moved if halted is None else trees.where(halted, state, moved)
-                heads, answers = chain.heads(state), decoded(chain.readout(state), decode, t + 1)
+                heads, readout = chain.heads(state), chain.readout(state)
+                if t == offset:
+                    _check_outputs(readout, heads, (width, problems))
+                answers = decoded(readout, decode, t + 1)
             if halted is not None and halt_above is not None:
                 if "halt" not in heads:
                     raise ValueError(f"halt_probability needs a halt head, and {type(chain).__name__} has none")
@@ -191,6 +194,21 @@ def _sample_chunk(
         piece.heads.append(heads)
         piece.depths.append(t + 1)
     return piece._replace(halted=halted, state=state if keep == "latents" else None)
+
+
+def _check_outputs(readout: Any, heads: dict[str, Tensor], batch: tuple[int, int]) -> None:
+    """Raise ValueError where a chain's readout or a head has other batch dimensions than its states."""
+    shape = getattr(readout, "batch_shape", None)
+    if shape is None:
+        raise ValueError(f"readout must return a distribution over answers, got {type(readout).__name__}")
+    if tuple(shape) != batch:
+        raise ValueError(
+            f"readout must have the batch shape {list(batch)}, trajectories and problems, with all tokens of an "
+            f"answer in its event (to_event), got {list(shape)}"
+        )
+    for name, values in heads.items():
+        if tuple(values.shape) != batch:
+            raise ValueError(f"head {name!r} must be {list(batch)}, got shape {list(values.shape)}")
 
 
 def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[str, Any]) -> Trajectories:

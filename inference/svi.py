@@ -177,6 +177,7 @@ class _Run:
         known = as_known_answers(data)
         chain.check(torch.as_tensor(known.x))
         chain.check_answers(torch.as_tensor(known.answers))
+        sample(chain, known.x[:2], width=2, depth=1, keep="last")  # says what is wrong with a chain of one's own
         if config.swap_halted and not chain.homogeneous:
             raise ValueError(
                 "swap_halted needs a homogeneous chain: rows of one batch come to be at different depths"

@@ -137,6 +137,11 @@ def load_chain(name: str | Path, expected: "type[AnyChain] | None" = None) -> "A
     model = metadata.get("model", "model without a name")
     if expected is not None and model != expected.__name__:
         raise CheckpointError(f"{path} holds a {model}, not a {expected.__name__}")
+    if expected is None and not hasattr(models, model):
+        raise CheckpointError(
+            f"{path} holds a {model}, which is no model of probgram's: load it by its own class, "
+            f"{model}.from_pretrained(path)"
+        )
     try:
         kind = expected or getattr(models, model)
         chain = kind.from_configuration(json.loads(metadata["configuration"]))

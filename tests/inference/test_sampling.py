@@ -1,12 +1,14 @@
 """Sampling: same seed same run, chunks and continuations that change nothing, bad input in one sentence."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
 from torch import nn
 
-from probgram import Chain, tasks
+from probgram import Chain, fit, tasks
 from probgram.inference import sample
 from probgram.models import GRAM
 
@@ -362,3 +364,22 @@ def test_a_trajectory_halts_only_where_the_head_is_as_sure_as_asked():
         assert bool(run.halted.all()) is halts and bool(run.halted.any()) is halts
     with pytest.raises(ValueError, match="halt_probability must be between 0 and 1, got 1.0"):
         sample(chain, x, halt_probability=1.0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"readout": lambda state: dist.Categorical(logits=state)}, "readout must have the batch shape [3, 2]"),
+        ({"readout": lambda state: state}, "readout must return a distribution over answers, got Tensor"),
+        ({"heads": lambda state: {"value": state[..., :1, 0]}}, "head 'value' must be [3, 2], got shape [3, 2, 1]"),
+    ],
+)
+def test_what_a_chain_of_ones_own_gets_wrong_is_said_before_anything_is_made_of_it(broken, message):
+    chain = Chain.from_module(lambda h, context: h + context[..., None], lambda h: h, (4, 5), lambda x: x.float())
+    for name, method in broken.items():
+        setattr(chain, name, method)
+    x = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample(chain, x, width=3, depth=1)
+    with pytest.raises(ValueError, match=re.escape(message.replace("[3, 2", "[2, 2"))):
+        fit(chain, None, (x + torch.arange(2)[:, None], x), steps=1, progress=False)
