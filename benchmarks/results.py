@@ -50,12 +50,29 @@ def trained(path: Path) -> str:
     return "\n".join(lines)
 
 
+def measured_frontier(path: Path) -> str:
+    """A frontier's verdict, picture and table."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    name = path.stem
+    verdict = "\n".join(f"* {line}" for line in found["verdict"].splitlines())
+    picture = f"![Depth and width of {name}](frontier_{name}.png)"
+    parts = [
+        f"## Depth or width: {name}",
+        f"`python -m benchmarks.frontiers {name}`",
+        verdict,
+        picture,
+        found["table"],
+    ]
+    return "\n\n".join(parts)
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
     measured = read()
     if measured:
         parts.insert(1, FAMILY + table(measured))
+    parts += [measured_frontier(path) for path in sorted((RESULTS / "frontiers").glob("*.json"))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,7 +11,6 @@ samples on problems that were held out, with three sampling seeds.
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -69,7 +68,17 @@ RECIPES = {
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
     ),
     **{
-        f"{serial}-{name}": Recipe(task, 4_000, model, guided, choices, objective, head_steps=300)
+        f"{serial}-{name}": Recipe(
+            task,
+            4_000,
+            model,
+            guided,
+            choices,
+            objective,
+            head_steps=300,
+            width=20 if guided else 1,
+            depth=objective.depth,  # as trained: a loop without deep supervision does not keep its answer
+        )
         for serial, task in SERIAL.items()
         for name, (model, guided, choices, objective) in RECURSIONS.items()
     },
@@ -102,14 +111,18 @@ def train(name: str, recipe: Recipe, task: Any, folder: Path, seed: int) -> tupl
     return chain, guide, result.finished
 
 
+def seconds(metrics_file: Path) -> float:
+    """What a training has taken, over all its calls."""
+    return json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+
+
 def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: str | None, problems: int | None):
     """Train, evaluate, write."""
     task = recipe.task() if split is None else recipe.task(split=split)
-    started = time.perf_counter()
     chain, guide, finished = train(name, recipe, task, folder, seed)
     if not finished:
         return
-    minutes = (time.perf_counter() - started) / 60
+    minutes = sum(seconds(path) for path in folder.glob("**/metrics.jsonl")) / 60
     plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
     report = evaluate(chain, task, width=recipe.width, depth=recipe.depth, seeds=(0, 1, 2), problems=problems)
     print(report.table())

@@ -188,7 +188,7 @@ def test_held_out_validity_in_training_rests_on_as_many_draws_of_the_one_problem
         chain = GRAM.for_task(task, dim=8, heads=1, hidden=8, refinements=1, transitions=1)
         fit(chain, GRAMGuide(chain), task, 1, objective=ObjectiveConfig(depth=1), batch=4, progress=False)
     held_out = len(np.unique(tasks.Queens(6).examples("test")[0], axis=0))
-    assert seen == [(1, 512), (held_out, max(4, 512 // held_out))]
+    assert seen[1::2] == [(1, 512), (held_out, max(4, 512 // held_out))]  # after a look at the untrained chain
 
 
 # -- evaluation -----------------------------------------------------------------------------------------------
