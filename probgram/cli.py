@@ -48,7 +48,9 @@ TaskName = Annotated[
     typer.Option("--task", help="queens8, module:Task, or data.npz. Default: what the weights were trained on."),
 ]
 Width = Annotated[int, typer.Option(min=1, help="Trajectories a problem.")]
-Depth = Annotated[int, typer.Option(min=1, help="Depth steps.")]
+Depth = Annotated[
+    int | None, typer.Option(min=1, help="Depth steps. Default: at which the weights were evaluated, or 16.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same device, same numbers.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -97,7 +99,7 @@ def solve(
     ] = None,
     task: TaskName = None,
     width: Width = 20,
-    depth: Depth = 16,
+    depth: Depth = None,
     seed: Seed = 0,
     potential: Potential = None,
     resample: Resample = "none",
@@ -126,7 +128,9 @@ def solve(
     chain = _chain(weights, device)
     family = _trained_on(chain) if task is None else _task(task)
     from probgram.solve import solve as answer
+    from probgram.solve import usual_depth
 
+    depth = usual_depth(chain) if depth is None else depth
     choices = _filter(potential, resample, ess, family)
     solutions = [answer(chain, text, width, depth, seed, family, **choices) for text in texts]
     if as_json:
@@ -222,7 +226,7 @@ def evaluate(
     task: TaskName = None,
     split: Annotated[str, typer.Option(help="test (held out) or train.")] = "test",
     width: Width = 20,
-    depth: Depth = 16,
+    depth: Depth = None,
     seeds: Annotated[
         str, typer.Option(help="Of the trajectories, with commas; at least three to publish.")
     ] = "0,1,2",
@@ -243,6 +247,7 @@ def evaluate(
     `probgram evaluate weights.safetensors --task my_data.npz --json`
     """
     from probgram.inference.evaluation import evaluate as measure
+    from probgram.solve import usual_depth
 
     chosen = _integers(seeds, "seeds")
     chain = _chain(weights, device)
@@ -254,6 +259,7 @@ def evaluate(
         from probgram.inference import smc
 
         how["run"] = partial(smc.run, **choices)
+    depth = usual_depth(chain) if depth is None else depth
     report = measure(chain, family, split, width, depth, chosen, problems, **how)
     report.about.update({"potential": potential, "resample": resample, "ess": ess} if choices else {})
     if as_json:
@@ -343,7 +349,7 @@ def info(weights: Weights, as_json: Json = False) -> None:
 def demo(
     picture: Annotated[Path, typer.Option(help="PNG of coverage against width.")] = Path("width.png"),
     width: Width = 20,
-    depth: Depth = 16,
+    depth: Annotated[int, typer.Option(min=1, help="Depth steps.")] = 16,
     seed: Seed = 0,
 ) -> None:
     """Complete three 8-queens boards with the shipped weights, and draw coverage against width.

@@ -52,7 +52,7 @@ def solve(
     model: "str | Path | Chain",
     problem: Any,
     width: int = 20,
-    depth: int = 16,
+    depth: int | None = None,
     seed: int = 0,
     task: "Task | str | None" = None,
     potential: "Callable[..., Tensor] | None" = None,
@@ -64,7 +64,7 @@ def solve(
         model: a shipped name ("queens8"), a weight file, or a chain.
         problem: whatever `task.encode` reads, for queens `Q` and `.` or a list of columns.
         width: trajectories.
-        depth: depth steps.
+        depth: depth steps; None: `usual_depth`.
         seed: same seed, same answers.
         task: the problem family, or the name of a built-in one; None: the one the weights were trained on.
         potential: what makes a trajectory worth keeping between depth steps, `probgram.inference.potentials`;
@@ -87,6 +87,7 @@ def solve(
         task = trained_on(chain)
     elif isinstance(task, str):
         task = tasks.from_name(task)
+    depth = usual_depth(chain) if depth is None else depth
     x = task.encode(problem)
     if potential is None:
         if filter:
@@ -102,6 +103,14 @@ def solve(
     except tasks.UnknownAnswers:
         verified = None
     return Solution(answers, shares, verified, run, task)
+
+
+def usual_depth(chain: "Chain") -> int:
+    """The depth steps at which a chain's weights were evaluated; 16 where they do not say.
+
+    A network without deep supervision, such as a looped transformer, does not keep its answer beyond that.
+    """
+    return (chain.about.get("evaluation") or {}).get("depth", 16)
 
 
 def trained_on(chain: "Chain") -> "Task":

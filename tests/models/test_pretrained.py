@@ -58,3 +58,10 @@ def test_the_looped_transformer_follows_held_out_pointers_as_often_as_its_card_s
     right = float(task.verify(x, sample(looped, x, 1, 1).answers[-1].numpy()).mean())
     said = looped.about["figures"]["valid"]
     assert abs(right - said) < 4 * math.sqrt(said * (1 - said) / 200)
+
+
+def test_weights_are_asked_at_the_depth_they_were_evaluated_at_unless_another_is_given() -> None:
+    problem = tasks.from_name("pointers8-6hops-permutation-every").examples("test")[0][0]
+    assert solve("pointers-looped", problem, width=1).run.depth == 1
+    assert solve("pointers-looped", problem, width=1, depth=2).run.depth == 2
+    assert solve("queens8", [0] + [None] * 7, width=1).run.depth == 16
