@@ -2,8 +2,8 @@
 
 Every network has about 0.25M parameters and takes as many optimiser steps of 128 problems as cost what GRAM's
 cost, forward and backward, counted by PyTorch. It is then evaluated on problems held out by symmetry orbit: width
-20 and depth 16 where trajectories differ; a deterministic one gets its 20 shares as depth instead (1 × 320), where
-it has depth to use. PTRM's noise is chosen on training problems. A result that is there is not made again:
+20 where trajectories differ; a deterministic one, where it has depth to use, gets the same 20 shares as depth
+instead. PTRM's noise is chosen on training problems. A result that is there is not made again:
 
     python -m benchmarks.reasoners --rows trm gram --seeds 0 1 2
     python -m benchmarks.reasoners --table
@@ -28,38 +28,57 @@ from probgram.inference.batches import Batches, as_known_answers
 from probgram.inference.cost import multiply_adds
 from probgram.inference.evaluation import Report
 from probgram.inference.objective import Objective, ObjectiveConfig
-from probgram.models import GRAM, HRM, TRM, Direct, GRAMGuide, LoopedTransformer, Perturbed
+from probgram.models import (
+    GRAM,
+    HRM,
+    TRM,
+    Direct,
+    EqR,
+    GRAMGuide,
+    LoopedFlow,
+    LoopedFlowGuide,
+    LoopedTransformer,
+    Perturbed,
+)
 
 RESULTS = Path(__file__).parent / "results" / "reasoners"
 GRAM_STEPS, HEAD_STEPS, BATCH = 2_000, 300, 128
-WIDTH, DEPTH = 20, 16
+WIDTH = 20
 SIZE = {"dim": 96, "hidden": 256}  # with two blocks 0.25M parameters
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)
-FIGURES = ("valid", "selected_vote", "selected_best_by_halt", "pass_at_n", "coverage_macro_all",
-           "coverage_pooled_all", "coverage_macro_several", "total_variation_several")  # fmt: skip
+FIGURES = ("valid", "selected_vote", "selected_best_by_halt", "selected_best_by_residual", "pass_at_n",
+           "coverage_macro_all", "coverage_pooled_all", "coverage_macro_several", "total_variation_several")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """A reasoner and how it is trained."""
+    """A reasoner, how it is trained, and where it is evaluated.
+
+    `alone` are the depths of one trajectory: first as trained or as one of GRAM's costs, last as all 20 cost.
+    """
 
     model: Any
     choices: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[], ObjectiveConfig] = ObjectiveConfig
-    guided: bool = False
-    deepens: bool = True  # whether more depth steps are more computation
-    settings: dict[str, Any] = field(default_factory=dict)
+    guide: Any = None
+    alone: tuple[int, ...] = (16, 320)
+    together: int = 0  # the depth of 20 trajectories; 0: all of them would be the same
 
 
 DEEP = partial(recipes.deep_supervision, 8)
 ROWS = {
-    "direct-8": Row(Direct, {"dim": 48, "hidden": 144}, recipes.end_to_end, deepens=False),
-    "looped": Row(LoopedTransformer, SIZE | {"transitions": 16}, recipes.end_to_end),
+    "direct-8": Row(Direct, {"dim": 48, "hidden": 144}, recipes.end_to_end, alone=(1,)),
+    "direct-32": Row(Direct, {"dim": 24, "hidden": 72, "blocks": 32}, recipes.end_to_end, alone=(1,)),
+    "looped": Row(LoopedTransformer, SIZE | {"transitions": 16}, recipes.end_to_end, alone=(1, 8, 160)),
     "trm": Row(TRM, SIZE, DEEP),
-    "gram": Row(GRAM, SIZE, guided=True),
-    "gram mu=0": Row(GRAM, SIZE | {"mean": False}, guided=True),
-    "hrm": Row(HRM, {"dim": 72, "hidden": 168}, DEEP),
+    "gram": Row(GRAM, SIZE, guide=GRAMGuide, alone=(), together=16),
+    "gram mu=0": Row(GRAM, SIZE | {"mean": False}, guide=GRAMGuide, alone=(), together=16),
+    "hrm": Row(HRM, {"dim": 72, "hidden": 168}, DEEP, alone=(16, 640)),
     "gram sigma=0": Row(GRAM, SIZE | {"noise": False}, DEEP),
+    "eqr": Row(EqR, SIZE, DEEP, alone=(), together=16),
+    "looped flow": Row(
+        LoopedFlow, SIZE | {"transitions": 4, "steps": 8}, partial(recipes.bridged, 8), LoopedFlowGuide, (), 8
+    ),
 }
 
 
@@ -67,7 +86,7 @@ def build(row: Row, task: Any, seed: int) -> tuple[Any, Any]:
     """The untrained chain and its guide."""
     torch.manual_seed(seed)
     chain = row.model.for_task(task, **row.choices)
-    return chain, GRAMGuide(chain) if row.guided else None
+    return chain, row.guide(chain) if row.guide else None
 
 
 def step_cost(row: Row, task: Any) -> int:
@@ -90,7 +109,7 @@ def train(name: str, seed: int, gram_steps: int, folder: Path) -> dict[str, Any]
     started = time.perf_counter()
     at = {"batch": BATCH, "seed": seed, "precision": "bf16", "accelerator": "cpu", "validate_every": 0}
     where = folder / f"{name.replace(' ', '-')}-{seed}"
-    fit(chain, guide, task, steps, objective=row.objective(), folder=where, **at, **row.settings)
+    fit(chain, guide, task, steps, objective=row.objective(), folder=where, **at)
     depth = row.objective().depth
     fit_heads(chain, ("judge",), task, HEAD_STEPS, depth=depth, folder=where / "heads", **at)
     result = {
@@ -102,28 +121,26 @@ def train(name: str, seed: int, gram_steps: int, folder: Path) -> dict[str, Any]
         "rows": {},
     }
     checkpoint.save_chain(where / "weights.safetensors", chain, guide, {"task": task.name, "seed": seed})
-    judge = partial(judged, result["rows"], task=task)
-    if chain.config.__class__.__name__ == "GRAMConfig" and chain.config.noise:
-        judge(name, chain, WIDTH, DEPTH)
-        return result
-    judge(name, chain, 1, DEPTH if row.deepens else 1)
-    if row.deepens:
-        judge(f"{name}, 20 times as deep", chain, 1, WIDTH * DEPTH)
+    judge = partial(judged, result["rows"], seed, task=task)
+    for depth in row.alone:
+        judge(name if depth == row.alone[0] else f"{name}, {depth} deep", chain, 1, depth)
+    if row.together:
+        judge(name, chain, WIDTH, row.together)
     if name == "trm":
         sigma = max(SIGMAS, key=lambda s: pilot(Perturbed(chain, s), task))
-        judge("ptrm", Perturbed(chain, sigma), WIDTH, DEPTH)
+        judge("ptrm", Perturbed(chain, sigma), WIDTH, row.alone[0])
         result["sigma"] = sigma
     return result
 
 
 def pilot(chain: Any, task: Any) -> float:
     """pass@N of some training problems."""
-    return evaluate(chain, task, "train", WIDTH, DEPTH, seeds=(0,), problems=128).mean("pass_at_n")
+    return evaluate(chain, task, "train", WIDTH, 16, seeds=(0,), problems=128).mean("pass_at_n")
 
 
-def judged(rows: dict[str, Any], name: str, chain: Any, width: int, depth: int, task: Any) -> None:
-    """Evaluate on all held-out problems, three sampling seeds where trajectories are random."""
-    report: Report = evaluate(chain, task, width=width, depth=depth, seeds=(0, 1, 2) if width > 1 else (0,))
+def judged(rows: dict[str, Any], seed: int, name: str, chain: Any, width: int, depth: int, task: Any) -> None:
+    """Evaluate on all held-out problems, sampled with the seed of training."""
+    report: Report = evaluate(chain, task, width=width, depth=depth, seeds=(seed,))
     x = task.examples("test")[0][0]
     rows[name] = {
         "width": width,
