@@ -47,7 +47,8 @@ WIDTH = 20
 SIZE = {"dim": 96, "hidden": 256}  # with two blocks 0.25M parameters
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)
 FIGURES = ("valid", "selected_vote", "selected_best_by_halt", "selected_best_by_residual", "pass_at_n",
-           "coverage_macro_all", "coverage_pooled_all", "coverage_macro_several", "total_variation_several")  # fmt: skip
+           "coverage_macro_all", "coverage_pooled_all", "coverage_macro_several",
+           "total_variation_several")  # fmt: skip
 
 
 @dataclass(frozen=True)
