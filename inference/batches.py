@@ -1,7 +1,7 @@
 """Training data in the order it is seen: a seeded permutation each epoch, and rows refilled as they end."""
 
 import hashlib
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Batches:
         staggered: start rows at different ages, so that every optimiser step sees all depths.
         shared: give all particles of a problem the same answer to start with.
         by_pair: hand out a problem as often as it has known answers, else once an epoch.
+        augment: what problems `[M, ...]` and their answers `[M, A, L]` are replaced by, drawn by a generator.
         rank: this process among `world`; each takes its own share of every global batch.
         world: number of processes.
     """
@@ -78,13 +79,14 @@ class Batches:
         staggered: bool,
         shared: bool = False,
         by_pair: bool = False,
+        augment: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.known, self.batch, self.particles, self.depth, self.seed = known, batch, particles, depth, seed
         rows = np.arange(len(known.x))
         self.rows = np.repeat(rows, known.counts) if by_pair else rows  # what an epoch is made of
-        self.shared, self.rank, self.world = shared, rank, world
+        self.shared, self.augment, self.rank, self.world = shared, augment, rank, world
         self.drawn = 0  # problems drawn so far by all ranks: the whole state of the order
         self.life = torch.arange(batch) % depth + 1 if staggered else torch.full((batch,), depth)
 
@@ -122,7 +124,10 @@ class Batches:
             (1 if self.shared else self.particles, rows)
         )
         target = torch.from_numpy((draws * count).astype(np.int64)).to(device).expand(self.particles, rows)
-        x, answers = (torch.from_numpy(part[index]).to(device) for part in (self.known.x, self.known.answers))
+        parts = self.known.x[index], self.known.answers[index]
+        if self.augment is not None:
+            parts = self.augment(*parts, np.random.default_rng([self.seed, 2, int(positions[0])]))
+        x, answers = (torch.from_numpy(part).to(device) for part in parts)
         return x, answers, torch.from_numpy(count), target
 
     def _order(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:

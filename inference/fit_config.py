@@ -11,6 +11,7 @@ class FitConfig:
     """Settings of the optimiser and of the loop; the objective has its own (`ObjectiveConfig`)."""
 
     batch: int = 128  # B, problems in a global batch
+    augment: bool = False  # replace what is drawn by a random symmetric image, `task.augment`
     draw: Literal["pair", "problem"] = "pair"  # what is drawn evenly: a problem as often as it has answers, or once
     lr: float = 1e-3  # AdamW's peak learning rate
     warm_up: int = 100  # optimiser steps to reach it

@@ -227,9 +227,22 @@ class _Run:
             staggered=self.chain.homogeneous and objective.gradient != "full",
             shared=objective.bound != "elbo",
             by_pair=self.config.draw == "pair",
+            augment=self._augment if self.config.augment else None,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
+
+    @property
+    def _augment(self) -> Callable[..., Any]:
+        """What draws symmetric images, none of which may be held out."""
+        augment = getattr(self.task, "augment", None)
+        if augment is None:
+            raise ValueError("augment needs a task with symmetric images, such as tasks.Sudoku(3)")
+        if getattr(self.task, "split", None) == "input":
+            raise ValueError(
+                'augment needs a split by orbit: with split="input" images of test problems are trained'
+            )
+        return augment
 
     # -- the loop ---------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks import sudoku_data
+from probgram.tasks.board import Board, Cells, Marks, crowded
 from probgram.tasks.sudoku_data import SYMBOLS, Boards, read_boards
 from probgram.tasks.sudoku_solver import solve
 from probgram.tasks.sudoku_symmetry import orbit_keys, random_symmetries
@@ -62,6 +63,8 @@ class Sudoku:
             board, 35 to 45% of a larger one.
         unique: every board has one answer, which is checked; False: those with more than 1,000 are left out.
             None: False for 4x4 boards that are made, else True.
+        reveal: in `augment`, up to so large a share of a board's blanks is filled, a uniform draw a board: easier
+            boards, from which training on hard ones can start. Only cells on which all its answers agree.
         split: "orbit" holds out whole symmetry orbits of boards, "input" single boards. Either way the board is
             held out, not the grid it leads to.
         seed: of the boards that are made or drawn, and of which are held out.
@@ -80,6 +83,7 @@ class Sudoku:
         problems: int | None = None,
         clues: int | tuple[int, int] | None = None,
         unique: bool | None = None,
+        reveal: float = 0.0,
         split: SplitRule = "orbit",
         seed: int = 0,
     ) -> None:
@@ -92,11 +96,14 @@ class Sudoku:
             raise ValueError(f'split must be "orbit" or "input", got {split!r}')
         if test is not None and data is None:
             raise ValueError("test names boards to be held out, which needs data to train on")
+        if not 0 <= reveal <= 1:
+            raise ValueError(f"reveal must be from 0 to 1, got {reveal}")
         if problems is not None and problems < 2:
             raise ValueError(f"problems must be at least 2, got {problems}")
         self.box = (int(sides[0]), int(sides[1]))
         self.n = self.box[0] * self.box[1]
         self.data, self.test, self.problems, self.split, self.seed = data, test, problems, split, seed
+        self.reveal = reveal
         self.unique = (data is not None or self.n > 4) if unique is None else unique
         self.length, self.input_size, self.output_size = self.n**2, self.n + 1, self.n + 1
         self.name = f"sudoku{self.n}" if sides[0] == sides[1] else f"sudoku{sides[0]}x{sides[1]}"
@@ -152,6 +159,26 @@ class Sudoku:
         between = "-+-".join(["-" * (2 * width - 1)] * height)
         bands = ["\n".join(lines[i : i + height]) for i in range(0, self.n, height)]
         return f"\n{between}\n".join(bands)
+
+    @property
+    def board(self) -> Board:
+        """Digits in cells, given ones apart from others, and the boxes."""
+        symbols = ("", *SYMBOLS[: self.n])
+        return Board(symbols, self._cells, self._cells, lambda x: self._cells(x) > 0, self._clashing, box=self.box)
+
+    def _cells(self, tokens: NDArray[np.int64]) -> Cells:
+        return tokens.reshape(*tokens.shape[:-1], self.n, self.n)
+
+    def _clashing(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> Marks:
+        """Digits that their row, column or box has twice, and given ones that are changed, `[M, n, n]`."""
+        height, width = self.box
+        row, column = np.divmod(np.arange(self.length), self.n)
+        units = (row, column, row // height * height + column // width)
+        lines = np.concatenate([number == np.arange(self.n)[:, None] for number in units])
+        wrong = (x != 0) & (x != y)
+        for digit in range(1, self.n + 1):
+            wrong |= crowded(y == digit, lines)
+        return self._cells(wrong)
 
     # -- truth ------------------------------------------------------------------------------------------------
 
@@ -257,7 +284,7 @@ class Sudoku:
     def augment(
         self, x: NDArray[Any], y: NDArray[Any], generator: np.random.Generator
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Replace each board, and its answers with it, by a random symmetric image.
+        """Replace each board, and its answers with it, by a random symmetric image; then `reveal`.
 
         Args:
             x: boards, `[M, L]`.
@@ -265,7 +292,13 @@ class Sudoku:
             generator: same state, same images.
         """
         symmetries = random_symmetries(self.box, len(x), generator)
-        return symmetries.of(x), symmetries.of(y)
+        x, y = symmetries.of(x), symmetries.of(y)
+        if self.reveal:
+            several = y.reshape(len(y), -1, self.length)
+            agreed = (several == several[:, :1]).all(1)
+            shown = generator.random(x.shape) < self.reveal * generator.random((len(x), 1))
+            x = np.where((x == 0) & shown & agreed, several[:, 0], x)
+        return x, y
 
     def orbits(self, x: NDArray[Any]) -> NDArray[np.uint64]:
         """A number for each board `[M, L]` that its symmetric images share (see `sudoku_symmetry.orbit_keys`)."""

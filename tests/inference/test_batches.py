@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from probgram import tasks
+from probgram import fit, tasks
 from probgram.inference.batches import Batches, as_known_answers
+from probgram.models import TRM
 
 CPU = torch.device("cpu")
 TASK = tasks.Queens(5)
@@ -176,3 +177,37 @@ def test_staggered_rows_end_one_after_the_other_and_live_the_full_depth_from_the
         rollout = batches.refill(rollout)
         ended.append([i for i in range(6) if rollout.age[i] == 0 and before.age[i] > 0])
     assert ended == [[0, 3], [1, 4], [2, 5], [0, 3], [1, 4], [2, 5], [0, 3]]
+
+
+# -- symmetric images -----------------------------------------------------------------------------------------
+
+
+def test_augmented_problems_are_images_of_the_drawn_ones_with_the_answers_of_the_image():
+    task = tasks.Sudoku(2)
+    known = tasks.group_answers(*task.examples("train"))
+    plain = Batches(known, 40, 2, 4, 0, False)._draw(40, CPU)
+    x, answers, counts, target = Batches(known, 40, 2, 4, 0, False, augment=task.augment)._draw(40, CPU)
+    assert torch.equal(counts, plain[2]) and torch.equal(target, plain[3])
+    assert (x != plain[0]).any(1).float().mean() > 0.9
+    assert np.array_equal(task.orbits(x.numpy()), task.orbits(plain[0].numpy()))
+    assert task.verify(x[:, None], answers).all()
+
+
+def test_augmented_draws_depend_on_the_position_alone():
+    task = tasks.Sudoku(2)
+    known = tasks.group_answers(*task.examples("train"))
+    whole = Batches(known, 6, 1, 4, 0, False, augment=task.augment)
+    whole._draw(6, CPU)
+    resumed = Batches(known, 6, 1, 4, 0, False, augment=task.augment)
+    resumed.drawn = 6
+    assert all(torch.equal(a, b) for a, b in zip(whole._draw(6, CPU), resumed._draw(6, CPU), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [(TASK, "augment needs a task with symmetric images"), (tasks.Sudoku(2, split="input"), "a split by orbit")],
+)
+def test_augmenting_what_has_no_images_or_would_leak_is_one_clear_sentence(task, sentence):
+    chain = TRM.for_task(task, dim=8, hidden=8, heads=1)
+    with pytest.raises(ValueError, match=sentence):
+        fit(chain, None, task, 1, augment=True, progress=False)

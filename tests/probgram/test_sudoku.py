@@ -605,3 +605,20 @@ def test_a_task_can_be_built_from_its_name(box):
 def test_other_names_are_nobodys(name):
     with pytest.raises(ValueError, match="no task is called"):
         tasks.from_name(name)
+
+
+def test_revealing_fills_only_blanks_on_which_all_answers_agree():
+    task = tasks.Sudoku(2, reveal=1.0)
+    x, y = task.generate(400, clues=6, unique=False, seed=4)
+    several = np.stack([y, np.array([task.solutions(board)[0] for board in x])], 1)
+    moved_x, moved = task.augment(x, several, np.random.default_rng(0))
+    plain_x, plain = tasks.Sudoku(2).augment(x, several, np.random.default_rng(0))
+    assert np.array_equal(moved, plain)
+    given = plain_x != 0
+    assert np.array_equal(moved_x[given], plain_x[given])
+    assert task.verify(moved_x, moved[:, 0]).all() and task.verify(moved_x, moved[:, 1]).all()
+    agreed = (moved[:, 0] == moved[:, 1]) & ~given
+    share = ((moved_x != 0) & ~given)[agreed].mean()  # a uniform draw a board, mean 1/2, variance 1/12
+    assert abs(share - 0.5) < 4 * np.sqrt(1 / 12 / 400 + 0.25 / agreed.sum())  # false alarms: 1 in 16,000
+    with pytest.raises(ValueError, match="reveal must be from 0 to 1, got 2"):
+        tasks.Sudoku(2, reveal=2)
