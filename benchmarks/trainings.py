@@ -60,9 +60,9 @@ RECIPES = {
     # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
     # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
     "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
-    "queens10": Recipe(partial(tasks.Queens, 10), 8_000),
-    "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 8_000),
-    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 6_000),
+    "queens10": Recipe(partial(tasks.Queens, 10), 15_000),
+    "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 10_000),
+    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 10_000),
     "sudoku4": Recipe(partial(tasks.Sudoku, 2), 4_000),
     "queens8-blank": Recipe(
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
