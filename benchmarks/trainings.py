@@ -3,6 +3,7 @@
     python -m benchmarks.trainings queens8                the shipped recipe, about an hour on one CPU core
     python -m benchmarks.trainings queens10 colouring8    several, one after the other
     python -m benchmarks.trainings queens8 --steps 200 --out runs/quick
+    python -m benchmarks.trainings sudoku9 digits --data FOLDER   which has sudoku/sudoku10k.txt and mnist/
 
 A training that was stopped goes on from its folder when the same command is given again. Figures are of prior
 samples on problems that were held out, with three sampling seeds.
@@ -17,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from probgram import checkpoint, fit, metrics, plots, tasks
-from probgram.inference import evaluate, fit_heads, recipes, sample
+from probgram.inference import evaluate, evidence_bound, fit_heads, recipes, sample
+from probgram.inference.evaluation import Report
 from probgram.inference.objective import ObjectiveConfig
 from probgram.inference.svi import FitView
 from probgram.models import GRAM, TRM, GRAMGuide, LoopedTransformer
@@ -36,6 +39,7 @@ class Recipe:
 
     task: Callable[..., Any]
     steps: int
+    reads: dict[str, str] = field(default_factory=dict)  # arguments of the task: files in the folder of data
     model: Any = GRAM
     guided: bool = True
     choices: dict[str, Any] = field(default_factory=dict)  # fields of the model's configuration
@@ -67,14 +71,33 @@ RECIPES = {
     "queens8-blank": Recipe(
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
     ),
+    "sudoku9": Recipe(
+        partial(tasks.Sudoku, 3, reveal=1.0),
+        6_000,
+        {"data": "sudoku/sudoku10k.txt"},
+        choices={"dim": 64, "hidden": 172, "refinements": 2, "transitions": 1, "body": "mixer"},
+        settings={"augment": True, "batch": 64, "lr": 2e-3},
+        head_steps=500,
+    ),
+    "digits": Recipe(
+        tasks.Digits,
+        4_000,
+        {"folder": "mnist"},
+        choices={"dim": 96, "hidden": 256, "refinements": 2, "transitions": 1},
+        objective=recipes.generation(),
+        settings={"batch": 64},
+        head_steps=0,
+        width=500,
+        depth=8,
+    ),
     **{
         f"{serial}-{name}": Recipe(
             task,
             4_000,
-            model,
-            guided,
-            choices,
-            objective,
+            model=model,
+            guided=guided,
+            choices=choices,
+            objective=objective,
             head_steps=300,
             width=20 if guided else 1,
             depth=objective.depth,  # as trained: a loop without deep supervision does not keep its answer
@@ -90,7 +113,7 @@ def reached(step: int, view: FitView) -> bool:
     return view.step == step
 
 
-def train(name: str, recipe: Recipe, task: Any, folder: Path, seed: int) -> tuple[Any, Any, bool]:
+def train(recipe: Recipe, task: Any, folder: Path, seed: int) -> tuple[Any, Any, bool]:
     """Train a recipe's chain, then its heads alone; False where it was stopped."""
     torch.manual_seed(seed)
     chain = recipe.model.for_task(task, **recipe.choices)
@@ -116,15 +139,38 @@ def seconds(metrics_file: Path) -> float:
     return json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
 
 
-def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: str | None, problems: int | None):
+def drawn(chain: Any, guide: Any, task: tasks.Digits, width: int, depth: int) -> Report:
+    """What can be said of drawings that nothing verifies: how far they are from the nearest training picture.
+
+    Beside it the same of held-out pictures, of blank ones, and of drawings whose tokens come each from another
+    held-out picture; and the bound on log p(y) of 1,000 held-out pictures.
+    """
+    seeds, held_out = (0, 1, 2), task.examples("test")[1][:1_000]
+    figures: dict[str, list[float]] = {"distance_drawn": []}
+    for seed in seeds:
+        run = sample(chain, task.encode(), width, depth, seed, keep="last", decode="sample")
+        figures["distance_drawn"].append(float(task.distance(run.answers[-1, :, 0].numpy()).mean()))
+    shuffled = np.random.default_rng(0).permuted(held_out, axis=0)
+    blank = np.full_like(held_out[:1], task.tokens(np.zeros((28, 28), bool))[0])
+    for kind, pictures in (("held_out", held_out), ("tokens_shuffled", shuffled), ("blank", blank)):
+        figures[f"distance_{kind}"] = [float(task.distance(pictures).mean())]
+    bound = evidence_bound(chain, guide, np.zeros_like(held_out), held_out, depth)
+    figures["bound_nats"] = [float(bound.mean())]
+    about = {"task": task.name, "split": "picture test", "problems": len(held_out), "width": width, "depth": depth}
+    return Report(figures, {}, about | {"seeds": list(seeds)})
+
+
+def make(which: str, recipe: Recipe, task: Any, folder: Path, out: Path, seed: int, problems: int | None) -> None:
     """Train, evaluate, write."""
-    task = recipe.task() if split is None else recipe.task(split=split)
-    chain, guide, finished = train(name, recipe, task, folder, seed)
+    chain, guide, finished = train(recipe, task, folder, seed)
     if not finished:
         return
     minutes = sum(seconds(path) for path in folder.glob("**/metrics.jsonl")) / 60
     plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
-    report = evaluate(chain, task, width=recipe.width, depth=recipe.depth, seeds=(0, 1, 2), problems=problems)
+    if isinstance(task, tasks.Digits):
+        report = drawn(chain, guide, task, recipe.width, recipe.depth)
+    else:
+        report = evaluate(chain, task, width=recipe.width, depth=recipe.depth, seeds=(0, 1, 2), problems=problems)
     print(report.table())
     about = {
         "task": task.name,
@@ -134,15 +180,14 @@ def make(name: str, recipe: Recipe, folder: Path, out: Path, seed: int, split: s
         "minutes": round(minutes, 1),
         "processor": platform.machine(),
         "evaluation": report.about,
-        "figures": {key: round(report.mean(key), 5) for key in FIGURES if key in report.figures},
+        "figures": {key: round(report.mean(key), 5) for key in report.figures if key in FIGURES or recipe.reads},
     }
     if isinstance(task, tasks.Generation) and report.mean("valid"):
         draws = sample(chain, task.blank, recipe.width, recipe.depth, seed=0, keep="last").answers[-1, :, 0]
         about["uniformity"] = metrics.uniformity(draws, task.answers)._asdict()
-    checkpoint.save_chain(out / f"{name}.safetensors", chain, guide, about)
-    which = name if split is None else f"{name}-{split}"
+    checkpoint.save_chain(out / f"{which}.safetensors", chain, guide, about)
     checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())
-    print(f"{name}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
+    print(f"{which}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
 
 
 def main() -> None:
@@ -153,14 +198,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="checkpoints and metrics; default runs/NAME")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data that recipes read")
     parser.add_argument("--problems", type=int, default=None, help="held-out problems evaluated; default all")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # these products are small: a second thread buys little
     for name in chosen.names:
         recipe = RECIPES[name]
         recipe = recipe if chosen.steps is None else replace(recipe, steps=chosen.steps)
-        folder = chosen.folder or Path("runs") / (name if chosen.split is None else f"{name}-{chosen.split}")
-        make(name, recipe, folder, chosen.out, chosen.seed, chosen.split, chosen.problems)
+        task = recipe.task(
+            **{argument: chosen.data / file for argument, file in recipe.reads.items()},
+            **({} if chosen.split is None else {"split": chosen.split}),
+        )
+        which = name if chosen.split is None else f"{name}-{chosen.split}"
+        folder = chosen.folder or Path("runs") / which
+        make(which, recipe, task, folder, chosen.out, chosen.seed, chosen.problems)
 
 
 if __name__ == "__main__":
