@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import sudoku9
 from benchmarks.reasoners import read, table
 from probgram.checkpoint import write_bytes
 
@@ -66,12 +67,36 @@ def measured_frontier(path: Path) -> str:
     return "\n\n".join(parts)
 
 
+def boards_by_clues(path: Path) -> str:
+    """What the Sudoku weights solve, by given cells."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    return f"## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9`: {about}.\n\n{sudoku9.table(found)}"
+
+
+def halves_of_digits(path: Path) -> str:
+    """How well the lower part of digits is drawn, given the upper."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    figures = dict(found["pixels below that agree"])
+    ess = figures.pop("ess of the filter")["mean"]
+    rows = "\n".join(f"| {name} | {v['mean']:.4f} ± {v['se']:.4f} |" for name, v in figures.items())
+    return (
+        f"## The other half of a digit\n\n`python -m benchmarks.digits`: {about}; effective sample size of the "
+        f"filter {ess}; ± is the standard error over pictures.\n\n"
+        f"| drawn from | pixels below that agree |\n|---|---|\n{rows}\n\n"
+        "![Drawings from nothing; four held-out digits and four ways to finish each](pictures/digits.png)"
+    )
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
     measured = read()
     if measured:
         parts.insert(1, FAMILY + table(measured))
+    parts += [boards_by_clues(path) for path in RESULTS.glob("sudoku9/by_clues.json")]
+    parts += [halves_of_digits(path) for path in RESULTS.glob("digits/half.json")]
     parts += [measured_frontier(path) for path in sorted((RESULTS / "frontiers").glob("*.json"))]
     return "\n\n".join(parts) + "\n"
 
