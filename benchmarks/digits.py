@@ -3,9 +3,9 @@
     python -m benchmarks.digits --data FOLDER    which has mnist/
 
 The upper four of seven rows of patches of a held-out picture are observed; trajectories are weighed by the
-likelihood of those tokens (`potentials.likelihood`), and the readout draws the rest. What is measured is how many of
-the pixels below agree with the picture: of drawings under the filter, of as many drawings that saw nothing, and of
-the training picture whose upper part is nearest. ± is the standard error over pictures.
+likelihood of those tokens (`potentials.likelihood`), and the readout draws the rest. What is measured is how
+many of the pixels below agree with the picture: of drawings under the filter, of as many drawings that saw
+nothing, and of the training picture whose upper part is nearest. ± is the standard error over pictures.
 """
 
 import argparse

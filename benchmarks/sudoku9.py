@@ -2,10 +2,10 @@
 
     python -m benchmarks.sudoku9 --data FOLDER    which has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt
 
-Boards are those of held-out symmetry orbits; of the other collections, those no image of which was trained on. "With
-cells given" are held-out boards some of whose blanks were filled from their answers, at random, the same boards in
-each of these rows. One network, prior samples, width 20, depth 16; ± is the standard error over problems. A row that
-is there is not measured again, unless the weights are others.
+Boards are those of held-out symmetry orbits; of the other collections, those no image of which was trained on.
+"With cells given" are held-out boards some of whose blanks were filled from their answers, at random, the same
+boards in each of these rows. One network, prior samples, width 20, depth 16; ± is the standard error over
+problems. A row that is there is not measured again, unless the weights are others.
 """
 
 import argparse
