@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 from probgram.lazy import lazy
 
 if TYPE_CHECKING:
+    from probgram.inference.calibration import Reliability as Reliability
+    from probgram.inference.calibration import reliability as reliability
+    from probgram.inference.confidence import RiskCoverage as RiskCoverage
+    from probgram.inference.confidence import auroc as auroc
+    from probgram.inference.confidence import risk_coverage as risk_coverage
+    from probgram.inference.diagnose import diagnose as diagnose
+    from probgram.inference.diagnosis import Diagnosis as Diagnosis
+    from probgram.inference.diagnosis import Finding as Finding
     from probgram.inference.evaluation import Report as Report
     from probgram.inference.evaluation import evaluate as evaluate
     from probgram.inference.evaluation import evidence_bound as evidence_bound
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from probgram.inference.selection import first_verified as first_verified
     from probgram.inference.selection import posterior as posterior
     from probgram.inference.selection import vote as vote
+    from probgram.inference.simulation_based import simulation_based as simulation_based
     from probgram.inference.smc_filter import SMCFilter as SMCFilter
     from probgram.inference.svi import fit as fit
     from probgram.inference.svi import fit_heads as fit_heads
@@ -39,11 +48,20 @@ _HOMES = {
     "posterior": "probgram.inference.selection",
     "forecast": "probgram.inference.forecasting",
     "SMCFilter": "probgram.inference.smc_filter",
+    "diagnose": "probgram.inference.diagnose",
+    "Diagnosis": "probgram.inference.diagnosis",
+    "Finding": "probgram.inference.diagnosis",
     "evaluate": "probgram.inference.evaluation",
     "evidence_bound": "probgram.inference.evaluation",
     "Report": "probgram.inference.evaluation",
     "frontier": "probgram.inference.frontier",
     "Frontier": "probgram.inference.frontier",
+    "reliability": "probgram.inference.calibration",
+    "Reliability": "probgram.inference.calibration",
+    "risk_coverage": "probgram.inference.confidence",
+    "RiskCoverage": "probgram.inference.confidence",
+    "auroc": "probgram.inference.confidence",
+    "simulation_based": "probgram.inference.simulation_based",
 }
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -38,6 +38,7 @@ class Moved(NamedTuple):
     likelihood: bool  # whether all that was observed is a likelihood (a `pyro.factor` is not)
     sites: dict[str, Tensor]  # in strict mode: each site's own log weight
     last: "LastMove | None" = None  # where it is recorded: the last transition
+    kl: Tensor | None = None  # KL(q || p) where a chain's guide proposed, [N, B]
 
 
 class LastMove(NamedTuple):
@@ -238,10 +239,13 @@ class PyroKernel:
         if log_factor is not None and log_factor.shape != (width, self.problems):
             with self._shapes_explained():
                 log_factor = log_factor.expand(width, self.problems)
-        last = None
-        if self.record_last and handler is not None and handler.sites:
-            last = LastMove(handler.sites[-1].proposal, handler.sites[-1].value)
-        return Moved(latent, log_factor, bool(w.observed), not w.factors, w.sites, last)
+        last = kl = None
+        if handler is not None and handler.sites:
+            if self.record_last:
+                last = LastMove(handler.sites[-1].proposal, handler.sites[-1].value)
+            elif handler.guide is not None:
+                kl = handler.kl.expand(width, self.problems)
+        return Moved(latent, log_factor, bool(w.observed), not w.factors, w.sites, last, kl)
 
     @contextmanager
     def _shapes_explained(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from probgram.page import document
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,7 +36,7 @@ def page(
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    return _PAGE.format(
+    body = _BODY.format(
         title=html.escape(title),
         answer=html.escape(answer),
         sentences=_all("p", sentences),
@@ -44,34 +46,20 @@ def page(
         rows="".join(f"<tr>{_all('td', row)}</tr>\n" for row in rows),
         notes=_all("p", notes),
     )
+    return document(title, body)
 
 
 def _all(tag: str, texts: Sequence[str]) -> str:
     return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }}
-strong {{ font-size: 1.3rem; }}
-footer {{ color: #666; font-size: 0.85rem; }}
-</style></head>
-<body>
-<h1>{title}</h1>
-<strong>{answer}</strong>
+_BODY = """<h1>{title}</h1>
+<p class="verdict">{answer}</p>
 {sentences}
 <img alt="{picture}" src="data:image/png;base64,{png}">
-<table>
+<div class="wide"><table>
 <thead><tr>{header}</tr></thead>
 <tbody>
 {rows}</tbody>
-</table>
-<footer>{notes}</footer>
-</body>
-</html>
-"""
+</table></div>
+<footer>{notes}</footer>"""

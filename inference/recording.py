@@ -23,6 +23,7 @@ class Record:
         islands: I.
         columns: B·I.
         steps: how many depth steps there will be at most.
+        stored: whether each row is written elsewhere as it comes, so that the last one is kept only.
     """
 
     def __init__(
@@ -32,13 +33,14 @@ class Record:
         islands: int,
         columns: int,
         steps: int,
+        stored: bool = False,
     ) -> None:
         self.keep, self.collect, self.islands, self.columns = keep, collect, islands, columns
         self.here: Tensor | None = None  # the columns that are still in the batch; None: all
         # Figures of every depth step: one buffer each, since small tensors between large ones that are freed and
         # allocated again would make the heap grow with depth.
         self.figures: dict[str, Tensor] = {}
-        self.steps, self.taken = steps, 0
+        self.steps, self.taken, self.stored = steps, 0, stored
         self.paths: list[dict[str, Any]] = []  # of those that are kept whole
         self.depths: list[int] = []
         self.latest: dict[str, Any] = {}
@@ -55,7 +57,10 @@ class Record:
             self.figures[name][self.taken] = value
         self.taken += 1
         if self.keep in ("paths", "latents"):
-            self.paths.append(self._path(state, info))
+            path = self._path(state, info)
+            if self.stored:
+                self.paths, self.depths = [], []
+            self.paths.append(path)
             self.depths.append(state.t)
         else:
             self.pending = lambda: self._path(state, info)
@@ -74,6 +79,8 @@ class Record:
         path = {"log_weights": state.log_weights, "heads": view.heads, "log_potential": state.log_psi}
         path["ancestors"] = own if info.ancestors is None else info.ancestors.int()
         path["resampled"] = info.resampled
+        if info.kl is not None:
+            path["kl"] = info.kl
         if view.has_answers:
             path["answers"] = view.answer
         if self.keep == "latents" or (self.keep == "paths" and not view.has_answers):
@@ -129,9 +136,9 @@ class Record:
             log_weights = log_weights + pooled_shares(kept, islands).log()[:, None].to(log_weights)
             first = torch.arange(islands, device=ancestors.device, dtype=ancestors.dtype) * ancestors.shape[1]
             ancestors = ancestors + first.repeat(ancestors.shape[2] // islands)
-            parts = (log_weights, ancestors, stacked["heads"], stacked.get("answers"), stacked.get("states"))
-            parts = trees.map_state(lambda leaf: pool(leaf, islands, 1), parts)
-            log_weights, ancestors, stacked["heads"], stacked["answers"], stacked["states"] = parts
+            log_weights, ancestors = (pool(values, islands, 1) for values in (log_weights, ancestors))
+            for name in {"heads", "answers", "states", "kl"} & set(stacked):
+                stacked[name] = trees.map_state(lambda leaf: pool(leaf, islands, 1), stacked[name])
             share = pooled_shares(log_normalizer, islands)
             squares = torch.where(ess > 0, share.square() / ess, 0.0).unflatten(-1, (-1, islands)).sum(-1)
             ess = torch.where(squares > 0, 1 / squares, 0.0)
@@ -149,6 +156,7 @@ class Record:
             log_weights=log_weights,
             ancestors=ancestors if resampled and self.keep in ("paths", "latents") else None,
             heads=stacked["heads"],
+            kl=stacked.get("kl"),
             log_normalizer=log_normalizer,
             log_potential=log_potential,
             effective=ess,

@@ -7,12 +7,14 @@ read back from the device is one flag every few depth steps, and only where stop
 import math
 from collections.abc import Callable
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
+from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
 from probgram.inference.handlers import BLOCK, seeded, validation
@@ -46,6 +48,7 @@ def sample(
     task: str = "",
     callback: Callable[[DepthView], None] | None = None,
     start: Trajectories | None = None,
+    store: str | Path | None = None,
 ) -> Trajectories:
     """Draw `width` independent trajectories of every problem from the prior.
 
@@ -66,12 +69,17 @@ def sample(
         task: name that the result carries.
         callback: called after every depth step (and chunk).
         start: go on from a run made with `keep="latents"` and the same seed, `depth` steps further.
+        store: a new folder `*.zarr` (extra `zarr`), where every depth step is written as soon as it is done and not
+            kept in memory: for runs larger than that, and for long ones. A process that is killed loses at most the
+            depth step it was in. `Trajectories.load(store)` reads what is there; with `keep="latents"` that run can
+            be the `start` of its own continuation, into the same folder.
 
     Returns:
-        The run; all weights are equal.
+        The run; all weights are equal. With `store`, its last depth step only: the whole is in the folder.
 
     Raises:
         ValueError: width or depth below 1, x of a wrong shape or type, chunk no multiple of 64, the state is NaN.
+        CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
     x = as_problems(x, chain)
     if halt_probability is not None and not 0 < halt_probability < 1:
@@ -80,6 +88,27 @@ def sample(
     _check_weights(chain)
     if start is not None:
         _check_start(start, x, width, seed)
+    settings = {
+        "width": width,
+        "seed": seed,
+        "decode": decode,
+        "halt_probability": halt_probability,
+        "weights": checkpoint.weights_of(chain),
+    }
+    save: Callable[[_Piece], None] | None = None
+    if store is not None:
+        if keep == "last" or chunk is not None:
+            raise ValueError(
+                "store takes every depth step of all trajectories as it is done: leave out "
+                + ("chunk" if chunk is not None else 'keep="last"')
+            )
+        from probgram.store import Store
+
+        growing = Store(store, start)
+
+        def save(piece: _Piece) -> None:
+            growing.append(_join([piece], x, task, seed, settings))
+
     pieces = [
         _sample_chunk(
             chain,
@@ -93,16 +122,10 @@ def sample(
             None if halt_probability is None else logit(halt_probability),
             callback,
             start,
+            save,
         )
         for first in range(0, width, chunk or width)
     ]
-    settings = {
-        "width": width,
-        "depth": max(piece.depths[-1] for piece in pieces),
-        "seed": seed,
-        "decode": decode,
-        "halt_probability": halt_probability,
-    }
     return _join(pieces, x, task, seed, settings)
 
 
@@ -152,6 +175,7 @@ def _sample_chunk(
     halt_above: float | None,
     callback: Callable[[DepthView], None] | None,
     start: Trajectories | None,
+    save: Callable[[_Piece], None] | None,
 ) -> _Piece:
     problems, noise = len(x), seeded(seed, first)
     context = chain.encode(x)
@@ -181,7 +205,9 @@ def _sample_chunk(
                 if "halt" not in heads:
                     raise ValueError(f"halt_probability needs a halt head, and {type(chain).__name__} has none")
                 halted = halted | (heads["halt"] > halt_above)
-            if keep != "last":
+            if save is not None:
+                save(_Piece([answers], [heads], halted, [t + 1], state if keep == "latents" else None))
+            elif keep != "last":
                 piece.answers.append(answers)
                 piece.heads.append(heads)
                 piece.depths.append(t + 1)
@@ -189,7 +215,7 @@ def _sample_chunk(
                 callback(DepthView(t + 1, state, answers))
             if halted is not None and (t + 1) % FLAG_EVERY == 0 and bool(halted.all()):
                 break
-    if keep == "last":
+    if not piece.depths:
         piece.answers.append(answers)
         piece.heads.append(heads)
         piece.depths.append(t + 1)
@@ -235,7 +261,7 @@ def _join(pieces: list[_Piece], x: Tensor, task: str, seed: int, settings: dict[
         depths=tuple(longest.depths),
         task=task,
         seed=seed,
-        settings=settings,
+        settings=settings | {"depth": longest.depths[-1]},
     )
 
 

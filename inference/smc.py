@@ -18,14 +18,16 @@ Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampli
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from numbers import Integral
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
 from probgram.inference.columns import leave, merged
@@ -42,6 +44,9 @@ from probgram.inference.resampling import Adaptive, Scheme, adaptive, draw_unifo
 from probgram.inference.sampling import FLAG_EVERY, decoded, logit
 from probgram.state import widest
 from probgram.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from probgram.store import Store
 
 Keep = Literal["last", "summary", "paths", "latents"]
 Collect = Mapping[str, Callable[[Any, Tensor], Tensor]]
@@ -75,6 +80,7 @@ class SMCInfo(NamedTuple):
     resampled: Tensor  # bool [B]
     log_increment: Tensor  # log Z_t - log Z_{t-1}, [B]
     view: View  # state, heads and answers after the step
+    kl: Tensor | None  # KL(q || p) of the step's transitions where a chain's guide proposed, [N, B]
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,10 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         t = state.t + 1
         if algorithm.rejuvenate is not None and moved.observed:
             raise ValueError("rejuvenate needs a step that observes nothing: it cannot weigh an observation anew")
-        log_factor, latent, sites = moved.log_factor, moved.latent, moved.sites
+        log_factor, latent, sites, kl = moved.log_factor, moved.latent, moved.sites, moved.kl
         halted, done = state.halted, state.done
         if algorithm.masked:
-            latent, log_factor, sites = _stand_still(state, latent, log_factor, sites)
+            latent, log_factor, sites, kl = _stand_still(state, latent, log_factor, sites, kl)
         view = algorithm.view(latent, state.latent, t, state.seed)
         if algorithm.masked:
             view, halted, done = _finish(algorithm, state, view)
@@ -277,7 +283,7 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
             log_normalizer=torch.where(ended, before.log_normalizer, state.log_normalizer),
             ess=torch.where(ended, before.ess, state.ess),
         )
-    return state, SMCInfo(ancestors, resampled, log_total, view)
+    return state, SMCInfo(ancestors, resampled, log_total, view, kl)
 
 
 def _resample(algorithm: Filter, state: SMCState) -> tuple[SMCState, Tensor | None, Tensor]:
@@ -326,15 +332,16 @@ def _uniforms(algorithm: Filter, scheme: Scheme, log_weights: Tensor, generator:
 
 
 def _stand_still(
-    state: SMCState, latent: Any, log_factor: Tensor | None, sites: dict[str, Tensor]
-) -> tuple[Any, Tensor | None, dict[str, Tensor]]:
+    state: SMCState, latent: Any, log_factor: Tensor | None, sites: dict[str, Tensor], kl: Tensor | None
+) -> tuple[Any, Tensor | None, dict[str, Tensor], Tensor | None]:
     """A problem that has ended, and a trajectory that has halted, stay where they are and weigh nothing."""
     frozen = (state.done > 0).expand(state.log_weights.shape)
     if state.halted is not None:
         frozen = frozen | state.halted
     latent = trees.where(frozen, state.latent, latent)
     log_factor = None if log_factor is None else torch.where(frozen, 0.0, log_factor)
-    return latent, log_factor, {name: torch.where(frozen, 0.0, factor) for name, factor in sites.items()}
+    sites = {name: torch.where(frozen, 0.0, factor) for name, factor in sites.items()}
+    return latent, log_factor, sites, None if kl is None else torch.where(frozen, 0.0, kl)
 
 
 def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Tensor | None, Tensor]:
@@ -455,6 +462,7 @@ def run(
     task: str = "",
     progress: bool = False,
     callback: Callable[[SMCState, SMCInfo], None] | None = None,
+    store: str | Path | None = None,
 ) -> Trajectories:
     """Filter `width` trajectories of every problem through `depth` steps.
 
@@ -500,13 +508,17 @@ def run(
         task: name that the result carries.
         progress: show a progress bar.
         callback: called after every depth step.
+        store: a folder `*.zarr` that takes every depth step as soon as it is done, as for `sample`; with
+            `keep="paths"` or `"latents"`, whose last state makes that a run can go on.
 
     Returns:
-        The weighted trajectories: values after reweighting, before the next resampling.
+        The weighted trajectories: values after reweighting, before the next resampling. With `store`, the last
+        depth step, and log Z, effective sample size and what was collected of all: the whole is in the folder.
 
     Raises:
         ValueError: a choice makes no sense, or a state has a wrong shape.
         FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
+        CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
     if depth is None:
         if not isinstance(model, Chain):
@@ -540,13 +552,44 @@ def run(
         state = init(algorithm, seed) if start is None else _resume(algorithm, start)
         whole: SMCState | None = None  # all problems, once some have left
         steps = algorithm.last_depth - offset
-        record = Record(keep, collect or {}, islands, algorithm.kernel.problems, steps)
+        growing = None if store is None else _store(store, start, keep)
+        record = Record(keep, collect or {}, islands, algorithm.kernel.problems, steps, stored=growing is not None)
+
+        def recorded(state: SMCState) -> Trajectories:
+            """The run so far."""
+            state = state if algorithm.columns is None else merged(whole, state, algorithm.columns[0])
+            settings: dict[str, Any] = {
+                "width": width,
+                "depth": state.t,
+                "seed": seed,
+                "islands": islands,
+                "decode": decode,
+                "weights": checkpoint.weights_of(model) if isinstance(model, torch.nn.Module) else None,
+            }
+            settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
+            settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
+            settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
+            settings |= {"observed": state.observed, "likelihood": state.likelihood}
+            meaning = _evidence(algorithm.potential, state.observed, state.likelihood)
+            return record.trajectories(
+                algorithm.x,
+                state,
+                meaning is not None,
+                ended=state.done.unflatten(0, (-1, islands)).amax(1) if algorithm.masked else None,
+                task=task,
+                seed=seed,
+                settings=settings | {"evidence": meaning},
+            )
+
         with ProgressBar(algorithm.last_depth, offset, progress) as bar:
             while state.t < algorithm.last_depth:
                 state, info = step(algorithm, state)
                 if gradient and not algorithm.kernel.reparameterised:
                     raise ValueError("gradient=True needs reparameterised sites: a discrete one has no gradient")
                 record.add(algorithm, state, info)
+                if growing is not None:
+                    row = recorded(state)
+                    growing.append(row if keep == "latents" else replace(row, state=None))
                 if callback is not None:
                     callback(state, info)
                 bar.update(state.t, {})
@@ -557,29 +600,16 @@ def run(
                     few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
                     if few and not (collect and islands > 1):  # pooled figures need every island of a problem
                         algorithm, state, whole = leave(algorithm, state, running, whole, record)
-        state = state if algorithm.columns is None else merged(whole, state, algorithm.columns[0])
-    report_dead(state, islands)
-    settings: dict[str, Any] = {
-        "width": width,
-        "depth": state.t,
-        "seed": seed,
-        "islands": islands,
-        "decode": decode,
-    }
-    settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
-    settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
-    settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
-    settings |= {"observed": state.observed, "likelihood": state.likelihood}
-    meaning = _evidence(algorithm.potential, state.observed, state.likelihood)
-    return record.trajectories(
-        algorithm.x,
-        state,
-        meaning is not None,
-        ended=state.done.unflatten(0, (-1, islands)).amax(1) if algorithm.masked else None,
-        task=task,
-        seed=seed,
-        settings=settings | {"evidence": meaning},
-    )
+        report_dead(state if algorithm.columns is None else merged(whole, state, algorithm.columns[0]), islands)
+        return recorded(state)
+
+
+def _store(path: str | Path, start: Trajectories | None, keep: str) -> "Store":
+    if keep not in ("paths", "latents"):
+        raise ValueError(f'store needs keep="paths" or "latents", which record every depth step, got {keep!r}')
+    from probgram.store import Store
+
+    return Store(path, start)
 
 
 def _depth(depth: int | Tensor, kernel: Kernel) -> tuple[int | Tensor, int]:

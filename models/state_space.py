@@ -35,7 +35,7 @@ class _StateSpace(Chain):
         for name, (table, shape) in tables.items():
             if tuple(table.shape) != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, got {list(table.shape)}")
-            self.register_buffer(name, table)
+            self.register_buffer(name, table.clone())  # equal tables given as one tensor would count once
 
     def step(self, state: Tensor, t: int, context: Tensor) -> Tensor:
         """One transition, then x_t: observed as far as the series `[B, time, Y]` goes, sampled past its end."""

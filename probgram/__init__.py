@@ -32,6 +32,7 @@ _HOMES = {
     "inference": None,
     "metrics": None,
     "plots": None,
+    "report": None,
 }
 __all__ = [*_HOMES, "__version__"]
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -5,14 +5,16 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from probgram.chain import Chain
 
@@ -25,8 +27,11 @@ class CheckpointError(ValueError):
     """A file of weights, of a run or of a training state cannot be read or written."""
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old content or the new, never a part.
+@contextmanager
+def replaced(path: str | Path) -> Iterator[Path]:
+    """Yield a new file to write beside `path`, and put it in its place once it is whole and on the disk.
+
+    A reader sees the old content or the new, never a part.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -36,25 +41,40 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        os.close(descriptor)
+        yield Path(temporary)
+        _sync(temporary, os.O_RDWR)
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from its group
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+        raise
     if hasattr(os, "O_DIRECTORY"):  # a folder can be synced on POSIX only
         with suppress(OSError):  # some file systems refuse; the file is whole either way
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    return path
+            _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: str | Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Path:
@@ -230,8 +250,30 @@ def pretrained_folder() -> Path:
 
 def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
     """SHA-256 of named tensors, 16 hexadecimal digits: which weights, a `state_dict` say, made a run."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+_fingerprints: "WeakKeyDictionary[Module, tuple[Any, str]]" = WeakKeyDictionary()
+
+
+def weights_of(module: "Module") -> str | None:
+    """The `fingerprint` of a module's weights, computed once for as long as they stay; None where it has none.
+
+    PyTorch counts the changes of a tensor, so that a look at the weights on a GPU is needed after a change only; a
+    change through `.data` is not counted.
+    """
+    tensors = module.state_dict()
+    if not tensors:
+        return None
+    now = tuple((v.data_ptr(), None if v.is_inference() else v._version) for v in tensors.values())
+    before, known = _fingerprints.get(module, (None, ""))
+    if before != now:
+        known = fingerprint(tensors)
+        _fingerprints[module] = now, known
+    return known

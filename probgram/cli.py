@@ -1,7 +1,7 @@
 """The command line. It alone maps words to functions; what a command prints as JSON names its schema.
 
-Exit codes: 0 done; 1 ran, but no answer to a problem is right, or training was interrupted or diverged; 2 bad
-input, or a file that cannot be read or written.
+Exit codes: 0 done; 1 ran, but no answer to a problem is right, or sure enough, or training was interrupted or
+diverged; 2 bad input, or a file that cannot be read or written.
 """
 
 import json
@@ -17,8 +17,10 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from probgram.chain import Chain
     from probgram.solve import Solution
     from probgram.tasks import Task
+    from probgram.trajectories import Trajectories
 
 log = logging.getLogger("probgram")
 
@@ -71,6 +73,18 @@ Resample = Annotated[
 Ess = Annotated[
     float, typer.Option(min=0.0, help="Resample where the effective sample size is at most this share.")
 ]
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Give no answer to a problem where the confidence is below this."),
+]
+ConfidenceBy = Annotated[
+    str | None,
+    typer.Option(
+        "--confidence",
+        help="Of the most probable answer: halt or value, what a head says; vote, its share; energy, how close all "
+        "trajectories come to one. Default: halt where the network has that head, else vote.",
+    ),
+]
 
 
 @app.callback()
@@ -104,6 +118,11 @@ def solve(
     potential: Potential = None,
     resample: Resample = "none",
     ess: Ess = 0.5,
+    abstain_below: AbstainBelow = None,
+    confidence: ConfidenceBy = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write boards over depth, ancestry and diagnosis as one HTML file.")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -120,7 +139,11 @@ def solve(
 
     `probgram solve queens8 --board ". . . . . . . ." --potential energy --resample systematic`  a particle filter
 
-    Exits with 1 when every answer to a problem fails verification.
+    `probgram solve queens8 --board "0 2 . . . . . ." --abstain-below 0.9`  no answer where it is not sure
+
+    `probgram solve queens8 --board "0 . . . . . . ." --report run.html`  a page to look into the run
+
+    Exits with 1 when every answer to a problem fails verification, or none is given.
     """
     if board is not None and file is not None:
         raise ValueError("a problem is needed once: --board TEXT or --file PATH, not both")
@@ -132,7 +155,10 @@ def solve(
 
     depth = usual_depth(chain) if depth is None else depth
     choices = _filter(potential, resample, ess, family)
-    solutions = [answer(chain, text, width, depth, seed, family, **choices) for text in texts]
+    sure: dict[str, Any] = {"abstain_below": abstain_below, "confidence": _confidence(confidence, family)}
+    solutions = [answer(chain, text, width, depth, seed, family, **sure, **choices) for text in texts]
+    if report is not None:
+        _write_report(report, [solution.run for solution in solutions], family, chain=chain)
     if as_json:
         _print_json(
             "solve",
@@ -142,6 +168,8 @@ def solve(
             seed=seed,
             potential=potential,
             resample=resample if choices else None,
+            abstain_below=abstain_below,
+            confidence_by=confidence,
             problems=[_plain(s) for s in solutions],
         )
     elif not quiet:
@@ -323,6 +351,39 @@ def frontier(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A saved run: .safetensors, .nc or .zarr.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="Where the page goes. Default: RUN, ending in .html.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="queens8, module:Task, or data.npz. Default: what the run names.")
+    ] = None,
+    problem: Annotated[
+        str | None, typer.Option(help="Which problems, from 0, with commas. Default: all, at most the first 12.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a saved run as one HTML file: its boards over depth, ancestry, answers, and a diagnosis in words.
+
+    **Examples**
+
+    `probgram report run.nc`  then open run.html; it needs no network
+
+    `probgram report run.safetensors --problem 3,7 --out hard.html`
+    """
+    from probgram.trajectories import Trajectories
+
+    saved = Trajectories.load(run)
+    family = None if task is None else _task(task)
+    chosen = None if problem is None else _integers(problem, "problem")
+    path = _write_report(run.with_suffix(".html") if out is None else out, [saved], family, chosen)
+    if as_json:
+        _print_json("report", run=str(run), html=str(path), bytes=path.stat().st_size)
+    elif not quiet:
+        print(f"{path} written")
+
+
+@app.command()
 def info(weights: Weights, as_json: Json = False) -> None:
     """Say what a weight file holds: model, sizes, task, split, seed, figures. Loads no network.
 
@@ -497,6 +558,18 @@ def _potential(text: str, task: "Task") -> Any:
     return product
 
 
+def _confidence(word: str | None, task: "Task") -> Any:
+    """A confidence from a word; None: the usual one."""
+    from probgram.inference import confidence, potentials
+
+    if word == "energy":
+        return confidence.expected(potentials.energy(task))
+    words = {None: None, "vote": confidence.share, "value": confidence.value, "halt": confidence.halt}
+    if word not in words:
+        raise ValueError(f"confidence must be vote, value, halt or energy, got {word!r}")
+    return words[word]
+
+
 # -- showing --------------------------------------------------------------------------------------------------
 
 
@@ -504,11 +577,27 @@ def _print_json(command: str, **content: Any) -> None:
     print(json.dumps({"schema": f"probgram.{command}/1"} | content))
 
 
+def _write_report(
+    path: Path,
+    runs: "list[Trajectories]",
+    task: "Task | None",
+    problem: list[int] | None = None,
+    chain: "Chain | None" = None,
+) -> Path:
+    from probgram.checkpoint import write_bytes
+    from probgram.inference import diagnose
+    from probgram.report import report as written
+
+    known = None if chain is None else [diagnose(run, task, chain) for run in runs]
+    return write_bytes(path, written(runs, task, problem, known).encode())
+
+
 def _plain(solution: "Solution") -> dict[str, Any]:
     verified = [None] * len(solution.answers) if solution.verified is None else solution.verified.tolist()
     rows = zip(solution.answers.tolist(), solution.shares.tolist(), verified, strict=True)
     answers = [{"y": y, "share": share, "verified": right} for y, share, right in rows]
-    return {"x": solution.run.x[0].tolist(), "task": solution.task.name, "answers": answers}
+    sure = {"confidence": solution.confidence, "abstained": solution.abstained}
+    return {"x": solution.run.x[0].tolist(), "task": solution.task.name, "answers": answers} | sure
 
 
 def _show(solution: "Solution") -> None:
@@ -518,6 +607,9 @@ def _show(solution: "Solution") -> None:
     from probgram.demo import panels
 
     console, right = Console(), solution.accepted()
+    if solution.abstained:
+        console.print(str(solution), markup=False, highlight=False)
+        return
     console.print(Columns(panels(solution)))
     kind = "unverified (the task has no rule for it)" if solution.verified is None else "verified"
     answers = "answer" if len(right) == 1 else "answers"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from probgram.chain import Chain
+    from probgram.inference.confidence import Confidence
     from probgram.tasks import Task
 
 
@@ -25,6 +26,9 @@ class Solution:
         verified: whether each passes the task's verification, bool `[M]`; None where the task cannot tell.
         run: the trajectories they come from.
         task: draws and verifies them.
+        confidence: how sure the run is of the most probable answer, from 0 to 1; neither labels nor `verified` have
+            a say in it.
+        abstain_below: the confidence below which no answer is given; None: answers are always given.
     """
 
     answers: "Tensor"
@@ -32,18 +36,31 @@ class Solution:
     verified: "Tensor | None"
     run: Trajectories
     task: "Task"
+    confidence: float
+    abstain_below: float | None = None
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the confidence is too low to give an answer; `answers` holds what was drawn all the same."""
+        # 1e-6: a share that rounding has put below the threshold it equals.
+        return self.abstain_below is not None and self.confidence < self.abstain_below - 1e-6
 
     def __repr__(self) -> str:
         right = "unverified" if self.verified is None else f"{int(self.verified.sum())} verified"
-        return f"Solution({right} of {len(self.answers)} different answers, {self.run!r})"
+        start = "abstained, " if self.abstained else ""
+        return f"Solution({start}{right} of {len(self.answers)} different answers, {self.run!r})"
 
     def __str__(self) -> str:
-        """Every verified answer drawn, with its share (every answer, where the task cannot verify)."""
+        """Every verified answer drawn, with its share (every answer, where the task cannot verify), if any."""
+        if self.abstained:
+            return f"no answer: a confidence of {self.confidence:.3g} is below {self.abstain_below:.3g}"
         pictures = [f"share {share:.2f}\n{self.task.decode(answer)}" for answer, share in self.accepted()]
         return "\n\n".join(pictures) or "no answer passed verification"
 
     def accepted(self) -> "list[tuple[Tensor, float]]":
-        """The verified answers `[L]` with their shares; all of them, where the task cannot verify."""
+        """The verified answers `[L]` with their shares; all, if the task cannot verify; none, if it abstained."""
+        if self.abstained:
+            return []
         good = [True] * len(self.answers) if self.verified is None else self.verified.tolist()
         return [(a, float(s)) for a, s, g in zip(self.answers, self.shares, good, strict=True) if g]
 
@@ -56,6 +73,8 @@ def solve(
     seed: int = 0,
     task: "Task | str | None" = None,
     potential: "Callable[..., Tensor] | None" = None,
+    abstain_below: float | None = None,
+    confidence: "Confidence | None" = None,
     **filter: Any,
 ) -> Solution:
     """Answer one problem with `width` trajectories: independent ones, or under a potential a particle filter's.
@@ -69,19 +88,29 @@ def solve(
         task: the problem family, or the name of a built-in one; None: the one the weights were trained on.
         potential: what makes a trajectory worth keeping between depth steps, `probgram.inference.potentials`;
             None: nothing, the trajectories are independent.
+        abstain_below: give no answer where the confidence is below, from 0 to 1; None: answer in any case.
+        confidence: how sure a run is of the most probable answer, from `probgram.inference.confidence`: `halt` or
+            `value`, what a head says of the trajectories that gave it; `share`, how many gave it, which is low also
+            where several answers are right; `expected(energy(task))`, how close all trajectories come to an answer,
+            the surest where the task can count violations without knowing the answers. None: `halt` where the chain
+            has that head, else `share`.
         **filter: under a potential, further arguments of `smc.run`: `resample`, `ess_threshold`, ...
 
     Returns:
         The distinct answers with their shares, each verified, on the host.
 
     Raises:
-        ValueError: the problem cannot be read, a size is below 1, or there is no task to read it with.
+        ValueError: the problem cannot be read, a size is below 1, there is no task to read it with, or the chain
+            lacks the head that a confidence needs.
         CheckpointError: the weights cannot be loaded.
     """
     from probgram import tasks
     from probgram.checkpoint import load_chain
+    from probgram.inference.confidence import usual
     from probgram.inference.sampling import sample
 
+    if abstain_below is not None and not 0 <= abstain_below <= 1:
+        raise ValueError(f"abstain_below must be between 0 and 1, got {abstain_below}")
     chain = load_chain(model) if isinstance(model, str | Path) else model
     if task is None:
         task = trained_on(chain)
@@ -102,7 +131,10 @@ def solve(
         verified = task.verify(run.x[0].cpu(), answers)
     except tasks.UnknownAnswers:
         verified = None
-    return Solution(answers, shares, verified, run, task)
+    sure = 0.0  # where all weights vanished
+    if len(answers):
+        sure = float((usual if confidence is None else confidence)(run, answers[:1].to(run.x.device), -1))
+    return Solution(answers, shares, verified, run, task, sure, abstain_below)
 
 
 def usual_depth(chain: "Chain") -> int:

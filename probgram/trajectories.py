@@ -10,16 +10,13 @@ import warnings
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from probgram import checkpoint
 from probgram.state import map_state, widest
-
-if TYPE_CHECKING:
-    import arviz  # noqa: F401
 
 FORMAT = "probgram.trajectories/1"
 
@@ -36,6 +33,13 @@ class DistinctAnswers(NamedTuple):
     shares: Tensor
 
 
+def normalised(log_weights: Tensor) -> Tensor:
+    """Weights `[..., N, B]` that sum to 1 over N, float64 (float32 on MPS); zeros where all vanished."""
+    log_weights = log_weights.to(widest(log_weights.device))
+    total = log_weights.logsumexp(-2, keepdim=True)
+    return torch.where(total.isneginf(), 0.0, (log_weights - total).exp())
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """N weighted trajectories of B problems over S recorded depth steps.
@@ -46,6 +50,7 @@ class Trajectories:
         log_weights: float32 or wider, `[S, N, B]`; those of `sample` are zero, those of the filter normalised.
         ancestors: int32 `[S, N, B]`, or None where nothing was resampled (every slot is its own ancestor).
         heads: logits by name, `[S, N, B]` each.
+        kl: KL(q || p) in nats of each depth step's transitions, `[S, N, B]`, where a guide proposed; else None.
         log_normalizer: running log Z in nats, a row for every depth step; zero where nothing weighs.
         log_potential: log psi of the last depth step, `[N, B]`; None without a filter.
         effective: effective sample size at every depth step, for runs that record fewer rows than steps.
@@ -66,6 +71,7 @@ class Trajectories:
     log_weights: Tensor
     ancestors: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
+    kl: Tensor | None = None
     log_normalizer: Tensor | None = None
     log_potential: Tensor | None = None
     effective: Tensor | None = None
@@ -132,6 +138,7 @@ class Trajectories:
             log_weights=self.log_weights[:, :, problem],
             ancestors=None if self.ancestors is None else self.ancestors[:, :, problem],
             heads={name: value[:, :, problem] for name, value in self.heads.items()},
+            kl=None if self.kl is None else self.kl[:, :, problem],
             log_normalizer=None if self.log_normalizer is None else self.log_normalizer[:, problem],
             log_potential=None if self.log_potential is None else self.log_potential[:, problem],
             effective=None if self.effective is None else self.effective[:, problem],
@@ -147,9 +154,7 @@ class Trajectories:
     @property
     def weights(self) -> Tensor:
         """Normalised weights, float64 (float32 on MPS) `[S, N, B]`; zeros where all of a problem's vanished."""
-        log_weights = self.log_weights.to(widest(self.log_weights.device))
-        total = log_weights.logsumexp(1, keepdim=True)
-        return torch.where(total.isneginf(), 0.0, (log_weights - total).exp())
+        return normalised(self.log_weights)
 
     @property
     def ess(self) -> Tensor:
@@ -271,54 +276,79 @@ class Trajectories:
     # -- files ------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the run to one safetensors file, atomically; `state` and `states` are not kept.
+        """Write the run to a file, atomically; how, its ending says.
+
+        `.safetensors`: one file of tensors; `state` and `states` are not kept.
+        `.nc`: netCDF 4, all of the run and beside it the groups of `to_arviz`, so that `arviz.from_netcdf` and
+        xarray read it.
+        `.zarr`: the same as a folder in Zarr 3 (extra `zarr`), which `sample(..., store=path)` also writes, as it
+        goes.
 
         Returns:
             The path written.
+
+        Raises:
+            CheckpointError: another ending, or the file cannot be written.
         """
-        tensors = {"x": self.x, "answers": self.answers, "log_weights": self.log_weights}
-        for name in ("ancestors", "log_normalizer", "log_potential", "effective", "halted", "ended"):
-            if getattr(self, name) is not None:
-                tensors[name] = getattr(self, name)
-        for group in ("heads", "collected"):
-            tensors |= {f"{group}.{name}": value for name, value in getattr(self, group).items()}
-        about = {
-            "likelihoods_only": self.likelihoods_only,
-            "depths": list(self.depths),
-            "task": self.task,
-            "seed": self.seed,
-            "settings": self.settings,
-        }
-        return checkpoint.write_tensors(path, tensors, {"format": FORMAT, "run": json.dumps(about)})
+        match Path(path).suffix:
+            case ".safetensors":
+                from probgram.fields import about, as_json, flat
+
+                said = {"format": FORMAT, "run": as_json(about(self))}
+                return checkpoint.write_tensors(path, flat(self, states=False), said)
+            case ".nc":
+                from probgram import netcdf
+
+                return netcdf.write(path, self)
+            case ".zarr":
+                from probgram import store
+
+                return store.write(path, self)
+        raise checkpoint.CheckpointError(f"a run is saved as .safetensors, .nc or .zarr, got {path}")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Trajectories":
-        """Read a run that `save` wrote.
+    def load(cls, path: str | Path, problems: slice | None = None) -> "Trajectories":
+        """Read a run that `save` wrote, or what there is of one that `sample(..., store=path)` is writing.
+
+        Args:
+            path: the file or folder; its ending says what it is.
+            problems: read only these, `slice(0, 100)`, of a run that is larger than memory; None: all.
+
+        Returns:
+            The run, on the CPU. NamedTuples of a state come back as NamedTuples of the same name and fields.
 
         Raises:
             CheckpointError: no such file, damaged, or not a run.
         """
+        match Path(path).suffix:
+            case ".nc":
+                from probgram import netcdf
+
+                return netcdf.read(path, problems)
+            case ".zarr":
+                from probgram import store
+
+                return store.read(path, problems)
+        from probgram.fields import assembled, chosen
+
         tensors, metadata = checkpoint.read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise checkpoint.CheckpointError(f"{path} is not a saved run (format {metadata.get('format')!r})")
-        rest: dict[str, Any] = {"heads": {}, "collected": {}}
-        for key, value in tensors.items():
-            group, _, name = key.partition(".")
-            if name and group in ("heads", "collected"):
-                rest[group][name] = value
-            else:
-                rest[key] = value
-        try:
-            about = json.loads(metadata["run"])
-            about["depths"] = tuple(about["depths"])
-            return cls(**rest, **about)
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.CheckpointError(
-                f"{path} is not a whole run of this version: {checkpoint.one_line(error)}"
-            ) from error
+        run = assembled(tensors, json.loads(metadata.get("run", "{}")), path)
+        return run if problems is None else run[chosen(problems, run.problems)]
 
-    def to_arviz(self) -> Any:
-        """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x); see `probgram.export`."""
+    def to_arviz(
+        self,
+        layout: Literal["particles", "depth"] = "particles",
+        *,
+        islands: int | None = None,
+        burn_in: int | None = None,
+        y: Any = None,
+    ) -> Any:
+        """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x), with the same groups.
+
+        See `probgram.export.to_arviz`, which says what the groups hold.
+        """
         from probgram.export import to_arviz
 
-        return to_arviz(self)
+        return to_arviz(self, layout, islands=islands, burn_in=burn_in, y=y)

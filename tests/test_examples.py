@@ -8,6 +8,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ARGUMENTS = {
+    "analyse_run": [],
     "latin_squares": ["--steps", "2"],
     "condition_a_generator": ["--steps", "2", "--draws", "200", "--width", "64"],
 }
@@ -21,5 +22,8 @@ def test_every_example_is_run() -> None:
 def test_an_example_runs(name: str, monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *ARGUMENTS[name]])
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    try:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
     assert capsys.readouterr().out.strip()

@@ -1,6 +1,7 @@
 """Every snippet and command of the README and of docs/ runs, in order, as a reader would paste them.
 
-Long trainings take a few steps. `make demo` and `make test` are stages of CI itself.
+Long trainings take a few steps. `make demo` and `make test` are stages of CI itself, and so is `pip install`. A
+snippet below `<!-- needs cuda -->` is skipped where there is none.
 """
 
 import re
@@ -8,22 +9,26 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from probgram.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
-SNIPPETS = {
-    page: re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    for page in PAGES
-}
-COMMANDS = [
-    line
-    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+PAGES = ("README.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")))
+THERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+def fences(page: str, language: str) -> list[tuple[str, str]]:
+    """Blocks of a page: what each needs, "" for nothing, and its text."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = rf"^(?:<!-- needs (\w+) -->\n)?```{language}\n(.*?)^```"
+    return re.findall(block, text, re.MULTILINE | re.DOTALL)
+
+
+SNIPPETS = {page: fences(page, "python") for page in PAGES}
+COMMANDS = {page: [line for _, text in fences(page, "bash") for line in text.splitlines()] for page in PAGES}
 
 
 def shortened(text: str) -> str:
@@ -34,12 +39,22 @@ def shortened(text: str) -> str:
 
 def test_the_readme_has_snippets_and_commands() -> None:
     assert len(SNIPPETS["README.md"]) >= 5
-    assert {line.split()[0] for line in COMMANDS} == {"make", "probgram"}
+    assert {line.split()[0] for line in COMMANDS["README.md"]} == {"make", "probgram"}
 
 
-def test_the_commands_run(tmp_path: Path, monkeypatch) -> None:
+def test_no_snippet_of_a_page_escapes() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        marked = len(SNIPPETS[page]) + len(fences(page, "bash"))
+        assert len(re.findall(r"^[ \t>]*(?:```|~~~)[ \t]*\S", text, re.MULTILINE)) == marked, page
+        assert {line.split()[0] for line in COMMANDS[page]} <= {"make", "pip", "probgram"}, page
+        assert {need for need, _ in SNIPPETS[page] if need} <= set(THERE), page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]])
+def test_the_commands_run(page: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for line in (line for line in COMMANDS if line.startswith("probgram")):
+    for line in (line for line in COMMANDS[page] if line.startswith("probgram")):
         result = CliRunner().invoke(app, shlex.split(shortened(line))[1:])
         untrained = "queens6.safetensors" in line and "solve" in line  # three steps solve nothing
         assert result.exit_code in ((0, 1) if untrained else (0,)), (line, result.output)
@@ -47,22 +62,27 @@ def test_the_commands_run(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> dict[str, dict[str, object]]:
-    return {page: {"__name__": "page"} for page in PAGES}
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, object]]]:
+    """A folder and a namespace for each page: its snippets follow each other."""
+    return {page: (tmp_path_factory.mktemp("page"), {"__name__": "page"}) for page in PAGES}
 
 
 @pytest.mark.parametrize(
     ("page", "index"), [(page, index) for page in PAGES for index in range(len(SNIPPETS[page]))]
 )
 def test_snippet_runs(
-    page: str, index: int, namespaces: dict[str, dict[str, object]], tmp_path: Path, monkeypatch
+    page: str, index: int, readers: dict[str, tuple[Path, dict[str, object]]], monkeypatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(shortened(SNIPPETS[page][index]), f"{page}, snippet {index}", "exec"), namespaces[page])
+    needs, text = SNIPPETS[page][index]
+    if needs and not THERE[needs]:
+        pytest.skip(f"the snippet needs {needs}, which is not here")
+    folder, namespace = readers[page]
+    monkeypatch.chdir(folder)
+    exec(compile(shortened(text), f"{page}, snippet {index}", "exec"), namespace)
 
 
 def test_a_task_and_a_chain_of_ones_own_take_under_30_lines_each() -> None:
-    text = "\n".join(SNIPPETS["README.md"])
+    text = "\n".join(text for _, text in SNIPPETS["README.md"])
     for name in ("Complement", "Differ"):
         body = re.search(rf"^class {name}.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
         assert body is not None

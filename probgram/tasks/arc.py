@@ -21,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks.arc_grids import (
+    COLOURS,
     EDGE,
     LARGEST,
+    OFF_PALETTE,
+    PALETTE,
     Augmentation,
     Grid,
     Voted,
@@ -33,6 +36,7 @@ from probgram.tasks.arc_grids import (
     text,
     tokens,
 )
+from probgram.tasks.board import Board, Cells
 from probgram.tasks.task import Array, Split, UnknownAnswers
 
 ArcSet = Literal["training", "evaluation", "evaluation2"]
@@ -82,6 +86,8 @@ class Arc:
     Raises:
         ValueError: an unknown set, files that are missing or of another format, no task that fits, a bad size.
     """
+
+    knows_answers = True  # it verifies by comparing with the solution of the file
 
     def __init__(
         self,
@@ -140,6 +146,21 @@ class Arc:
     def decode(self, y: Array) -> str:
         """The grid of an answer `[L]` or a problem `[1 + L]` as numbers, a line a row."""
         return text(grid_of(y[-self.length :]))
+
+    @property
+    def board(self) -> Board:
+        """The grids in the usual colours, X where a cell holds none."""
+        symbols = (*map(str, range(COLOURS)), "X")
+        return Board(symbols, self._grids, lambda x: self._grids(x[None, 1:])[0], colours=(*PALETTE, OFF_PALETTE))
+
+    def _grids(self, y: NDArray[np.int64]) -> Cells:
+        """Grids of canvases `[M, L]`, with -1 beyond the smaller ones, `[M, rows, columns]`."""
+        grids = [grid_of(one) for one in y]
+        shape = np.max([grid.shape for grid in grids], axis=0)
+        cells = np.full((len(grids), *shape), -1, dtype=np.int64)
+        for cell, grid in zip(cells, grids, strict=True):
+            cell[: grid.shape[0], : grid.shape[1]] = grid
+        return cells
 
     # -- truth ------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks import graphs
+from probgram.tasks.board import Board, Cells, Marks
 from probgram.tasks.drawn import check_whole, check_word, drawn_apart, named_arguments
 from probgram.tasks.task import Array, Split
 
@@ -132,6 +133,25 @@ class Colouring:
             for colour in np.unique(colours)
         )
 
+    @property
+    def board(self) -> Board:
+        """A cell for each vertex with the number of its colour, and the edges between them."""
+        return Board(
+            tuple(map(str, range(self.colours))), self._vertices, broken=self._in_conflict, edges=self._pairs
+        )
+
+    def _vertices(self, y: NDArray[np.int64]) -> Cells:
+        return self._colours(y)[..., None, :]
+
+    def _in_conflict(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> Marks:
+        """Vertices that an edge joins to one of their colour, `[M, 1, n]`."""
+        colours = self._colours(y)
+        alike = (colours[..., :, None] == colours[..., None, :]) & self._adjacency(x)
+        return alike.any(-1)[..., None, :]
+
+    def _pairs(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.argwhere(np.triu(self._adjacency(x)))
+
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
@@ -230,6 +250,10 @@ class Colouring:
         return (graph[start : start + rows] for start in range(0, len(graph), rows))
 
     # -- encodings --------------------------------------------------------------------------------------------
+
+    def _adjacency(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The graph of one problem, `[n, n]`."""
+        return graphs.from_tokens(x) if self.encoding == "vertices" else x.reshape(self.n, self.n) == 1
 
     def _edge(self, x: Array, i: int, j: int) -> Array:
         """Whether x joins vertices j < i, `[...]`."""

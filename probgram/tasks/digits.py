@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.tasks.board import Board
 from probgram.tasks.task import Array, Split, UnknownAnswers
 
 SIDE, PATCH = 28, 4
@@ -138,6 +139,11 @@ class Digits:
         upper, lower = self.picture(y)[0::2], self.picture(y)[1::2]
         lines = np.array([" ", "▀", "▄", "█"])[upper * 1 + lower * 2]
         return "\n".join("".join(line).rstrip() for line in lines)
+
+    @property
+    def board(self) -> Board:
+        """Pixels, white or black."""
+        return Board(("", ""), lambda y: self.picture(y).astype(np.int64), colours=("#ffffff", "#222222"))
 
     # -- truth ------------------------------------------------------------------------------------------------
 

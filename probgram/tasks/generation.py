@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.tasks.board import Board
 from probgram.tasks.task import Array, Split, Task, UnknownAnswers, from_name, group_answers
 
 
@@ -32,6 +33,7 @@ class Generation:
         complete: whether the answers are all there are, so that coverage and the exact histogram are known.
         grouped: train on one problem with M answers, which `attributed` and other choosing targets need, but which
             carries all M in every row of a batch; False: every answer is a row of its own.
+        board: how answers look as boards of cells; None: as `decode` draws them.
 
     Raises:
         ValueError: answers that are not rows of integers from 0, or a blank problem of another length.
@@ -50,6 +52,7 @@ class Generation:
         output_size: int | None = None,
         complete: bool = True,
         grouped: bool = False,
+        board: Board | None = None,
     ) -> None:
         answers = np.asarray(answers)
         if answers.ndim != 2 or not len(answers) or not np.issubdtype(answers.dtype, np.integer):
@@ -66,6 +69,7 @@ class Generation:
             0
         ]  # unique, sorted
         self._verify, self._violations, self._decode = verify, violations, decode
+        self.board = board
 
     @classmethod
     def of(
@@ -100,6 +104,7 @@ class Generation:
             output_size=task.output_size,
             complete=answers is None if complete is None else complete,
             grouped=grouped,
+            board=getattr(task, "board", None),
         )
 
     @classmethod

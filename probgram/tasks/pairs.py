@@ -117,6 +117,11 @@ class Pairs:
 
     # -- truth ------------------------------------------------------------------------------------------------
 
+    @property
+    def knows_answers(self) -> bool:
+        """Whether it verifies by comparing with the listed answers, for want of a rule."""
+        return self._rule is None
+
     def verify(self, x: Array, y: Array) -> Array:
         """Whether y answers x; broadcasts over leading dimensions, bool `[...]`.
 

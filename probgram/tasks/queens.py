@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.tasks.board import Board, Cells, Marks, crowded
 from probgram.tasks.task import Array, KnownAnswers, Split, group_answers
 
 Encoding = Literal["rows", "board"]
@@ -94,6 +95,13 @@ class Queens:
         """Draw one board `[L]` with `Q` and `.`, a line a row."""
         columns = self._columns(np.asarray(y))
         return "\n".join(" ".join("Q" if c == column else "." for c in range(self.n)) for column in columns)
+
+    @property
+    def board(self) -> Board:
+        """Squares with and without a queen."""
+        return Board(
+            ("", "♛"), self._squares, self._squares, lambda x: self._squares(x) > 0, self._attacked, chequered=True
+        )
 
     # -- truth ------------------------------------------------------------------------------------------------
 
@@ -225,6 +233,21 @@ class Queens:
             return tokens.astype(np.int64)
         queens = tokens.reshape(*tokens.shape[:-1], self.n, self.n) == 1
         return np.where(queens.sum(-1) == 1, queens.argmax(-1), self.n)
+
+    def _squares(self, tokens: NDArray[np.int64]) -> Cells:
+        """1 where a queen stands, `[..., n, n]`."""
+        if self.encoding == "rows":
+            return (tokens[..., None] == np.arange(self.n)).astype(np.int64)
+        return (tokens == 1).reshape(*tokens.shape[:-1], self.n, self.n).astype(np.int64)
+
+    def _attacked(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> Marks:
+        """Squares of queens that are attacked, and of given ones that are gone, bool `[M, n, n]`."""
+        row, column = np.divmod(np.arange(self.n**2), self.n)
+        through = (row, column, row + column, row - column + self.n - 1)
+        lines = np.concatenate([number == np.arange(2 * self.n - 1)[:, None] for number in through])
+        queens = self._squares(y) > 0
+        attacked = crowded(queens.reshape(-1, self.n**2), lines).reshape(queens.shape)
+        return attacked | (~queens & (self._squares(x) > 0))
 
     def _from_columns(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.encoding == "rows":

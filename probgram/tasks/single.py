@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.tasks.board import Board, in_rows
 from probgram.tasks.drawn import Problems, check_whole, drawn_apart, named_arguments
 from probgram.tasks.task import Array, Split
 
@@ -33,6 +34,7 @@ class SingleAnswer:
     pattern: ClassVar[str]
     split: ClassVar[str] = "input"
     repeats: bool = False  # whether all tokens of an answer are the same one
+    knows_answers: ClassVar[bool] = True  # it verifies by comparing with `answer`
 
     def __init__(
         self, name: str, length: int, input_size: int, output_size: int, train: int, test: int, seed: int
@@ -101,6 +103,17 @@ class SingleAnswer:
         """Draw one answer `[L]`; a value that all tokens repeat is drawn once."""
         words = [self.word(int(token)) for token in y]
         return words[0] if self.repeats and len(set(words)) == 1 else " ".join(words)
+
+    @property
+    def board(self) -> Board:
+        """The answer's tokens in lines of ten, or fewer where words are long; the wrong ones marked."""
+        words = tuple(self.word(token) for token in range(self.output_size))
+        columns = max(1, min(10, 30 // max(map(len, words))))
+        return Board(
+            words,
+            lambda y: in_rows(y, columns),
+            broken=lambda x, y: in_rows((y != self.answer(self._checked(x))).astype(np.int64), columns) > 0,
+        )
 
     # -- truth ------------------------------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ class Sudoku:
         wrong = (x != 0) & (x != y)
         for digit in range(1, self.n + 1):
             wrong |= crowded(y == digit, lines)
-        return self._cells(wrong)
+        return wrong.reshape(-1, self.n, self.n)
 
     # -- truth ------------------------------------------------------------------------------------------------
 

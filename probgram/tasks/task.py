@@ -29,7 +29,10 @@ class Task(Protocol):
 
     A task may also set `grouped = False`: its training pairs are then not grouped by problem, but each is a problem
     with one known answer (`separate_answers`). For problems with thousands of answers, as generation has, since a
-    batch carries all known answers of its rows.
+    batch carries all known answers of its rows. And a `board`, a `probgram.tasks.board.Board`: how its answers look
+    as boards of cells, which are drawn in the place of `decode`'s text. And `knows_answers = True` where `verify`
+    and `violations` compare y with an answer that the task knows, in the place of checking it against x: that is a
+    label, at which no confidence may look.
     """
 
     name: str

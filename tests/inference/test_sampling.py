@@ -9,6 +9,7 @@ from pyro import distributions as dist
 from torch import nn
 
 from probgram import Chain, fit, tasks
+from probgram.checkpoint import weights_of
 from probgram.inference import sample
 from probgram.models import GRAM
 
@@ -47,7 +48,8 @@ def test_a_run_has_every_shape_that_is_documented():
     assert {k: v.shape for k, v in run.heads.items()} == {"value": (4, 7, 3), "halt": (4, 7, 3)}
     assert torch.equal(run.x, X) and run.ancestors is run.halted is run.state is None
     assert (run.depths, run.depth, run.task, run.seed) == ((1, 2, 3, 4), 4, "queens5", 0)
-    assert run.settings == {"width": 7, "depth": 4, "seed": 0, "decode": "mode", "halt_probability": None}
+    settings = {"width": 7, "depth": 4, "seed": 0, "decode": "mode", "halt_probability": None}
+    assert run.settings == settings | {"weights": weights_of(CHAIN)}
     assert not run.answers.requires_grad and not run.heads["value"].requires_grad
 
 

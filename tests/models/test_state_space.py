@@ -199,3 +199,11 @@ def test_tables_and_series_that_do_not_fit_are_named() -> None:
         chain.log_evidence(x[..., :1])
     with pytest.raises(ValueError, match=r"x must be integers \[B, time\]"):
         hidden_markov()[0].log_evidence(torch.zeros(2, 3))
+
+
+def test_one_tensor_may_stand_for_several_tables():
+    one = torch.eye(2, dtype=torch.float64)
+    shared = LinearGaussian(one, one, one, one, torch.zeros(2, dtype=torch.float64), one)
+    apart = LinearGaussian(*(one.clone() for _ in range(4)), torch.zeros(2, dtype=torch.float64), one.clone())
+    series = torch.randn(B, TIME, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(shared.log_evidence(series), apart.log_evidence(series))

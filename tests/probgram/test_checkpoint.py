@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,18 @@ def test_a_fingerprint_tells_weights_apart():
     first, again, other = (checkpoint.fingerprint(chain.state_dict()) for chain in (first, again, other))
     assert first == again != other
     assert len(first) == 16
+
+
+def test_the_fingerprint_of_a_module_is_computed_anew_after_a_change_only(monkeypatch):
+    chain, calls, fingerprint = make_chain(), [], checkpoint.fingerprint
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda tensors: calls.append(1) or fingerprint(tensors))
+    first = checkpoint.weights_of(chain)
+    assert first == checkpoint.weights_of(chain) == fingerprint(chain.state_dict()) and len(calls) == 1
+    with torch.no_grad():
+        next(chain.parameters()).add_(1)
+    assert checkpoint.weights_of(chain) != first and len(calls) == 2
+    assert checkpoint.weights_of(chain.bfloat16()) != first and len(calls) == 3
+    assert checkpoint.weights_of(torch.nn.ReLU()) is None
 
 
 # -- what can be wrong with a file ----------------------------------------------------------------------------
@@ -209,24 +222,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file_alone(weights, monk
 
 def test_a_disk_that_fills_up_in_the_middle_of_the_content_is_the_same(weights, monkeypatch):
     path, chain, _ = weights
-    opened = os.fdopen
+    write = Path.write_bytes
 
-    class Full:
-        def __init__(self, *arguments):
-            self.file = opened(*arguments)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, content):
-            self.file.write(content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(self, content):
+        write(self, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fdopen", Full)
+        patch.setattr(Path, "write_bytes", full)
         message = sentence(lambda: checkpoint.save_chain(path, make_chain(mean=False)))
     assert "No space left on device" in message
     assert same(chain, GRAM.from_pretrained(path)) and os.listdir(path.parent) == [path.name]

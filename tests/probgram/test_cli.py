@@ -21,7 +21,7 @@ DRAWN = "\n".join(["Q......."] + ["........"] * 7)
 FULL = "0 4 7 5 2 6 1 3"  # a solution: nothing is left to find
 SMALL = ["--width", 4, "--depth", 2]
 TINY = ["--steps", 3, "--head-steps", 2, "--batch", 4, "--depth", 2, "--dim", 16]
-COMMANDS = ["solve", "train", "evaluate", "frontier", "info", "demo"]
+COMMANDS = ["solve", "train", "evaluate", "frontier", "report", "info", "demo"]
 
 X = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)
 Y = X[:, ::-1]
@@ -131,6 +131,7 @@ def test_json_names_its_schema_and_holds_every_answer():
     content = parsed(probgram("solve", "queens8", "--board", ROW, *SMALL, "--seed", 5, "--json"))
     (problem,) = content.pop("problems")
     settings = {"weights": "queens8", "width": 4, "depth": 2, "seed": 5, "potential": None, "resample": None}
+    settings |= {"abstain_below": None, "confidence_by": None}
     assert content == {"schema": "probgram.solve/1"} | settings
     task = tasks.Queens(8)
     assert problem["task"] == "queens8" and problem["x"] == task.encode(ROW).tolist()
@@ -196,6 +197,28 @@ def test_a_board_without_a_right_answer_exits_with_one(tmp_path):
     assert any(answer["verified"] for answer in parsed(both)["problems"][0]["answers"])
 
 
+@pytest.mark.parametrize("word", [None, "vote", "value", "halt", "energy"])
+def test_every_confidence_has_a_word(word):
+    named = [] if word is None else ["--confidence", word]
+    content = parsed(probgram("solve", "queens8", "--board", ROW, *SMALL, *named, "--abstain-below", 0, "--json"))
+    assert (content["confidence_by"], content["abstain_below"]) == (word, 0)
+    (problem,) = content["problems"]
+    assert 0 < problem["confidence"] <= 1 and not problem["abstained"]
+    if word == "vote":
+        assert problem["confidence"] == pytest.approx(problem["answers"][0]["share"])
+
+
+def test_a_problem_that_is_not_answered_exits_with_one():
+    dead = ["solve", "queens8", "--board", "0 2 . . . . . .", *SMALL, "--abstain-below", 0.9]
+    drawn = probgram(*dead)
+    assert (drawn.exit_code, drawn.stderr) == (1, "")
+    assert re.fullmatch(r"no answer: a confidence of 0\.\d+ is below 0\.9\n", drawn.stdout)
+    (problem,) = parsed(probgram(*dead, "--json"))["problems"]
+    assert problem["abstained"] and problem["confidence"] < 0.9 and problem["answers"]
+    assert (probgram(*dead, "--quiet").exit_code, probgram(*dead, "--quiet").output) == (1, "")
+    assert probgram("solve", "queens8", "--board", ROW, *SMALL, "--abstain-below", 0.9).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -216,6 +239,7 @@ def test_a_board_without_a_right_answer_exits_with_one(tmp_path):
         ),
         (["queens8", "--board", ROW, "--potential", "value", "--resample", "all"], "resample must be one of syst"),
         (["queens8", "--board", ROW, "--device", "toaster"], "device must be cpu, cuda or mps, got 'toaster'"),
+        (["queens8", "--board", ROW, "--confidence", "luck"], "must be vote, value, halt or energy, got 'luck'"),
         (["queens8", "--board", ROW, "--task", "chess"], "no task is called 'chess'"),
         (["queens8", "--board", "5 . . . . .", "--task", "queens6:"], "the task 'queens6:' cannot be imported"),
         (["queens8", "--board", "0" + 9 * " .", "--task", "queens10"], "L = 8 or fewer"),
