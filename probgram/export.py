@@ -15,19 +15,17 @@ import torch
 
 from probgram import fields
 from probgram import state as trees
-from probgram.trajectories import normalised
+from probgram.trajectories import Trajectories, normalised
 
 if TYPE_CHECKING:
     from xarray import Dataset
-
-    from probgram.trajectories import Trajectories
 
 Layout = Literal["particles", "depth"]
 _STATS = ("slot", "ancestor", "ess", "log_normalizer", "distinct", "top_share", "island_share")
 
 
 def to_arviz(
-    run: "Trajectories",
+    run: Trajectories,
     layout: Layout = "particles",
     *,
     islands: int | None = None,
@@ -103,7 +101,7 @@ def to_arviz(
     return _with_attributes(arviz.InferenceData(**parts), run)
 
 
-def derived(run: "Trajectories") -> "dict[str, Dataset]":
+def derived(run: Trajectories) -> "dict[str, Dataset]":
     """The groups of `to_arviz` that a file holds beside the run itself; fewer where not all can be made."""
     groups = _given(run, None)
     try:
@@ -113,7 +111,7 @@ def derived(run: "Trajectories") -> "dict[str, Dataset]":
     return _across(run, _islands(run, None)) | groups
 
 
-def attributes(run: "Trajectories") -> dict[str, Any]:
+def attributes(run: Trajectories) -> dict[str, Any]:
     """Where a run comes from: plain values, and JSON."""
     from importlib.metadata import version
 
@@ -127,12 +125,12 @@ def attributes(run: "Trajectories") -> dict[str, Any]:
     }
 
 
-def _with_attributes(data: Any, run: "Trajectories") -> Any:
+def _with_attributes(data: Any, run: Trajectories) -> Any:
     data.attrs.update(attributes(run))
     return data
 
 
-def _check(run: "Trajectories") -> None:
+def _check(run: Trajectories) -> None:
     dead = (normalised(run.log_weights[-1]).sum(0) == 0).nonzero()[:, 0].tolist()
     if dead:
         raise ValueError(f"problems {dead} have no trajectory of positive weight: convert the others")
@@ -143,7 +141,7 @@ def _check(run: "Trajectories") -> None:
         )
 
 
-def _islands(run: "Trajectories", islands: int | None) -> int:
+def _islands(run: Trajectories, islands: int | None) -> int:
     weights = normalised(run.log_weights[-1])
     chosen = fields.islands_of(run) if islands is None else islands
     if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen < 1 or run.width % chosen:
@@ -162,7 +160,7 @@ def _islands(run: "Trajectories", islands: int | None) -> int:
 # -- groups ---------------------------------------------------------------------------------------------------
 
 
-def _across(run: "Trajectories", islands: int) -> "dict[str, Dataset]":
+def _across(run: Trajectories, islands: int) -> "dict[str, Dataset]":
     """Chain = island, draw = trajectory, at the last depth step."""
     weights = normalised(run.log_weights[-1]).unflatten(0, (islands, -1)).cpu().numpy()  # [I, M, B]
     seeds = np.random.default_rng(run.seed % 2**63)
@@ -183,7 +181,7 @@ def _across(run: "Trajectories", islands: int) -> "dict[str, Dataset]":
     return _draws(run, drawn, stats, names, slice(None))
 
 
-def _along_depth(run: "Trajectories", burn_in: int | None) -> "dict[str, Dataset]":
+def _along_depth(run: Trajectories, burn_in: int | None) -> "dict[str, Dataset]":
     """Chain = trajectory along its ancestry, draw = depth step."""
     rows = len(run.depths)
     if rows == 1:
@@ -213,7 +211,7 @@ def _along_depth(run: "Trajectories", burn_in: int | None) -> "dict[str, Dataset
 
 
 def _draws(
-    run: "Trajectories",
+    run: Trajectories,
     drawn: Callable[[torch.Tensor], np.ndarray],
     stats: Mapping[str, Any],
     names: dict[str, np.ndarray],
@@ -251,7 +249,7 @@ def _draws(
     return {"posterior": posterior, "sample_stats": sample_stats, "posterior_predictive": answer}
 
 
-def _given(run: "Trajectories", y: Any) -> "dict[str, Dataset]":
+def _given(run: Trajectories, y: Any) -> "dict[str, Dataset]":
     """What the run was given: observed_data and constant_data."""
     import xarray
 
@@ -271,7 +269,7 @@ def _given(run: "Trajectories", y: Any) -> "dict[str, Dataset]":
     }
 
 
-def _particles(run: "Trajectories", chains: int) -> "Dataset":
+def _particles(run: Trajectories, chains: int) -> "Dataset":
     """The run itself, as views of its tensors."""
     import xarray
 
@@ -282,7 +280,7 @@ def _particles(run: "Trajectories", chains: int) -> "Dataset":
     return xarray.Dataset(found, fields.coordinates(run, kept))
 
 
-def _figures(run: "Trajectories") -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def _figures(run: Trajectories) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """What is known of each problem, the depth steps that were recorded."""
     rows = len(run.depths)
     if run.effective is None:  # a row at a time: a run may be as large as the memory
@@ -300,7 +298,7 @@ def _figures(run: "Trajectories") -> dict[str, tuple[tuple[str, ...], np.ndarray
     return figures
 
 
-def _beside(run: "Trajectories") -> dict[str, torch.Tensor]:
+def _beside(run: Trajectories) -> dict[str, torch.Tensor]:
     """What is known of each trajectory at each depth step beside its answer, `[S, N, B]` each."""
     found = {"log_weight": run.log_weights} | ({} if run.kl is None else {"kl": run.kl})
     taken = {*found, *fields.COORDINATES, *_STATS}
