@@ -41,7 +41,9 @@ def measure(chain: Any, task: tasks.Sudoku, x: NDArray[np.int64], seed: int) -> 
             right.setdefault(name, []).append(part)
     figures = {name: np.concatenate(parts).astype(float) for name, parts in right.items()}
     error = figures["one draw"].std(ddof=1) / np.sqrt(len(x))
-    return {"problems": len(x), "se": round(error, 4)} | {k: round(v.mean(), 4) for k, v in figures.items()}
+    return {"problems": len(x), "se": round(float(error), 4)} | {
+        name: round(float(values.mean()), 4) for name, values in figures.items()
+    }
 
 
 def boards(task: tasks.Sudoku, folder: Path, most: int) -> dict[str, NDArray[np.int64]]:
