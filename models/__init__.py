@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from probgram.lazy import lazy
 
 if TYPE_CHECKING:
+    from probgram.models.config import GRAMConfig as GRAMConfig
     from probgram.models.direct import Direct as Direct
     from probgram.models.eqr import EqR as EqR
     from probgram.models.flow import LoopedFlow as LoopedFlow
     from probgram.models.flow import LoopedFlowGuide as LoopedFlowGuide
     from probgram.models.gram import GRAM as GRAM
-    from probgram.models.gram import GRAMConfig as GRAMConfig
     from probgram.models.gram import GRAMGuide as GRAMGuide
     from probgram.models.gram import without as without
     from probgram.models.looped import LoopedTransformer as LoopedTransformer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GRAM": "probgram.models.gram",
-    "GRAMConfig": "probgram.models.gram",
+    "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.gram",
     "without": "probgram.models.gram",
     "TRM": "probgram.models.trm",

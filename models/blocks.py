@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from probgram.models.rotary import rotary_tables
+
 
 def rms_norm(x: Tensor) -> Tensor:
     """Scale each token to root mean square 1, without learned gain (a gain lets K·T·S applications blow up)."""
@@ -44,10 +46,9 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        half = dim // heads // 2
-        angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(half) / half)
-        self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)  # [L, dim / heads]
-        self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], 1), persistent=False)
+        cos, sin = (torch.from_numpy(table) for table in rotary_tables(length, dim // heads))
+        self.register_buffer("cos", cos, persistent=False)  # [L, dim / heads]
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map `[batch, L, D]` to the same shape; `mask` `[batch, L]` is false at padding."""

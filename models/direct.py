@@ -8,7 +8,8 @@ The baseline with 8 or 32 blocks of Wang et al., "Hierarchical Reasoning Model",
 
 from dataclasses import dataclass
 
-from probgram.models.reasoner import Context, Flat, Proposal, Reasoner, ReasonerConfig, reached
+from probgram.models.config import ReasonerConfig
+from probgram.models.reasoner import Context, Flat, Proposal, Reasoner, reached
 
 
 @dataclass(frozen=True)

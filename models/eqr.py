@@ -21,8 +21,9 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
+from probgram.models.config import TRMConfig
 from probgram.models.reasoner import Context, Proposal, masked, reached
-from probgram.models.trm import TRM, TRMConfig
+from probgram.models.trm import TRM
 
 
 @dataclass(frozen=True)

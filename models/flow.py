@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from probgram.chain import Guide
 from probgram.models.blocks import rms_norm
+from probgram.models.config import TRMConfig
 from probgram.models.reasoner import Context, Flat, masked, normal, reached
-from probgram.models.trm import TRM, TRMConfig
+from probgram.models.trm import TRM
 
 
 @dataclass(frozen=True)

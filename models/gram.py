@@ -12,7 +12,7 @@ the prior by q(eps | u, y).
 Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, equations 2 to 7.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,10 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from probgram.chain import Guide
+from probgram.models.config import GRAMConfig
 from probgram.models.reasoner import Proposal, normal
-from probgram.models.trm import TRM, TRMConfig
+from probgram.models.trm import TRM
 from probgram.state import widen
-
-
-@dataclass(frozen=True)
-class GRAMConfig(TRMConfig):
-    """Sizes and choices of a GRAM chain; the defaults are those of the shipped queens8 weights."""
-
-    sigma_max: float = 0.5  # sigma(u) = sigma_min + sigma_max · sigmoid(·)
-    sigma_min: float = 1e-3  # keeps KL and log densities finite
-    mean: bool = True  # False: mu = 0, exploration only
-    noise: bool = True  # False: sigma = 0, guidance only (deterministic)
 
 
 class GRAM(TRM):

@@ -11,7 +11,8 @@ Source: Yang, Lee, Nowak and Papailiopoulos, "Looped Transformers are Better at 
 
 from dataclasses import dataclass
 
-from probgram.models.reasoner import Context, Flat, Proposal, Reasoner, ReasonerConfig, reached
+from probgram.models.config import ReasonerConfig
+from probgram.models.reasoner import Context, Flat, Proposal, Reasoner, reached
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from probgram.checkpoint import CheckpointError, one_line, read_tensors
 from probgram.models.blocks import Attention, Body, SwiGLU, Tokens
+from probgram.models.config import TRMConfig
 from probgram.models.reasoner import Context
-from probgram.models.trm import TRM, TRMConfig
+from probgram.models.trm import TRM
 from probgram.state import widen
 
 EPSILON = 1e-5  # of the published norm

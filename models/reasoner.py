@@ -8,7 +8,7 @@
 A model says `propose`, and what else its source changes: the prior, the start, the state.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -18,23 +18,9 @@ from torch import Tensor, nn
 
 from probgram.chain import Chain
 from probgram.models.blocks import Body, PooledHead, Tokens
+from probgram.models.config import ReasonerConfig
 from probgram.state import widen
 from probgram.tasks import Task
-
-
-@dataclass(frozen=True)
-class ReasonerConfig:
-    """Sizes that all reasoners have."""
-
-    length: int  # L, the most tokens a problem has
-    input_size: int  # different tokens in x
-    output_size: int  # different tokens in y
-    dim: int = 128  # D
-    heads: int = 4  # attention heads
-    blocks: int = 2  # blocks in f
-    hidden: int = 336  # feed-forward width
-    body: str = "attention"  # or "mixer": attention-free
-    tasks: int = 0  # > 0: the first token of x names one of so many tasks, and gets a token of its own
 
 
 class Context(NamedTuple):

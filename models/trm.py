@@ -11,18 +11,10 @@ Sources: TRM: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny 
 3; HRM: Wang et al., "Hierarchical Reasoning Model", arXiv 2506.21734, section 2.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from probgram.models.reasoner import Context, Levels, Proposal, Reasoner, ReasonerConfig, reached
-
-
-@dataclass(frozen=True)
-class TRMConfig(ReasonerConfig):
-    """Sizes and time scales of a hierarchical recursion."""
-
-    refinements: int = 3  # K
-    transitions: int = 2  # T
+from probgram.models.config import TRMConfig
+from probgram.models.reasoner import Context, Levels, Proposal, Reasoner, reached
 
 
 class TRM(Reasoner):

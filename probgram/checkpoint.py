@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,16 +83,26 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Path:
     """Write tensors and string metadata as one safetensors file, atomically.
 
-    Tensors that share memory or are strided are copied first. Raises CheckpointError as `write_bytes` does.
+    All of torch, or all of JAX or NumPy. Tensors that share memory or are strided are copied first. Raises
+    CheckpointError as `write_bytes` does.
     """
-    from safetensors.torch import save
+    if all(hasattr(tensor, "detach") for tensor in tensors.values()):
+        from safetensors.torch import save
 
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_bytes(path, save(plain, metadata=dict(metadata)))
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return write_bytes(path, save(plain, metadata=dict(metadata)))
+    from safetensors.numpy import save as save_arrays
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return write_bytes(path, save_arrays(arrays, metadata=dict(metadata)))
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+def read_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
     """Read a safetensors file as `(tensors, metadata)`, on the CPU.
+
+    Args:
+        path: the file.
+        framework: "pt" for torch's tensors, "np" for NumPy's arrays, which need neither torch nor jax.
 
     Raises:
         CheckpointError: no such file, or truncated, or not safetensors (a pickled file, say).
@@ -97,7 +110,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
@@ -150,8 +163,34 @@ def load_chain(name: str | Path, expected: "type[AnyChain] | None" = None) -> "A
     """
     from probgram import models
 
+    path, model, tensors, metadata = read_weights(name, expected, models)
+    try:
+        kind = expected or getattr(models, model)
+        chain = kind.from_configuration(json.loads(metadata["configuration"]))
+        own = {k.removeprefix("chain."): v for k, v in tensors.items() if k.startswith("chain.")}
+        chain.load_state_dict(own)
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit the {model} of this version: {one_line(error)}") from error
+    chain.about = json.loads(metadata.get("about", "{}"))
+    return chain.eval()
+
+
+def read_weights(
+    name: str | Path, expected: type | None, models: ModuleType, framework: str = "pt"
+) -> tuple[Path, str, dict[str, Any], dict[str, str]]:
+    """Read a file of weights and see that its model can be built: `(path, model, tensors, metadata)`.
+
+    Args:
+        name: a shipped name, a file or a folder.
+        expected: the class it must be of; None: any that `models` has.
+        models: the package of the backend's chains.
+        framework: as for `read_tensors`.
+
+    Raises:
+        CheckpointError: no such weights, damaged, of no model or another.
+    """
     path = find_weights(name)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, framework)
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise CheckpointError(f"{path} holds no probgram weights (its metadata say {metadata.get('format')!r})")
     model = metadata.get("model", "model without a name")
@@ -162,15 +201,7 @@ def load_chain(name: str | Path, expected: "type[AnyChain] | None" = None) -> "A
             f"{path} holds a {model}, which is no model of probgram's: load it by its own class, "
             f"{model}.from_pretrained(path)"
         )
-    try:
-        kind = expected or getattr(models, model)
-        chain = kind.from_configuration(json.loads(metadata["configuration"]))
-        own = {k.removeprefix("chain."): v for k, v in tensors.items() if k.startswith("chain.")}
-        chain.load_state_dict(own)
-    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit the {model} of this version: {one_line(error)}") from error
-    chain.about = json.loads(metadata.get("about", "{}"))
-    return chain.eval()
+    return path, model, tensors, metadata
 
 
 def load_guide(name: str | Path, guide: Any) -> Any:
@@ -250,12 +281,16 @@ def pretrained_folder() -> Path:
 
 def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
     """SHA-256 of named tensors, 16 hexadecimal digits: which weights, a `state_dict` say, made a run."""
-    import torch
-
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if hasattr(value, "detach"):  # NumPy does not know bfloat16
+            import torch
+
+            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        else:
+            flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        digest.update(flat.data)
     return digest.hexdigest()[:16]
 
 

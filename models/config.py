@@ -1,0 +1,36 @@
+"""Sizes and choices of the chains that exist on PyTorch and on JAX; imports neither."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReasonerConfig:
+    """Sizes that all reasoners have."""
+
+    length: int  # L, the most tokens a problem has
+    input_size: int  # different tokens in x
+    output_size: int  # different tokens in y
+    dim: int = 128  # D
+    heads: int = 4  # attention heads
+    blocks: int = 2  # blocks in f
+    hidden: int = 336  # feed-forward width
+    body: str = "attention"  # or "mixer": attention-free
+    tasks: int = 0  # > 0: the first token of x names one of so many tasks, and gets a token of its own
+
+
+@dataclass(frozen=True)
+class TRMConfig(ReasonerConfig):
+    """Sizes and time scales of a hierarchical recursion."""
+
+    refinements: int = 3  # K
+    transitions: int = 2  # T
+
+
+@dataclass(frozen=True)
+class GRAMConfig(TRMConfig):
+    """Sizes and choices of a GRAM chain; the defaults are those of the shipped queens8 weights."""
+
+    sigma_max: float = 0.5  # sigma(u) = sigma_min + sigma_max · sigmoid(·)
+    sigma_min: float = 1e-3  # keeps KL and log densities finite
+    mean: bool = True  # False: mu = 0, exploration only
+    noise: bool = True  # False: sigma = 0, guidance only (deterministic)
