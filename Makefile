@@ -55,7 +55,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		exit 1; }
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,jax]' -c constraints.txt
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
