@@ -20,7 +20,7 @@ from probgram import checkpoint, tasks
 from probgram.inference import auroc, reliability, risk_coverage, sample, vote
 from probgram.inference.calibration import distance_to_uniform, of_answers, of_head
 from probgram.inference.confidence import Confidence, expected, halt, share, value
-from probgram.inference.evaluation import chosen_problems
+from probgram.inference.figures import chosen_problems
 from probgram.inference.potentials import energy
 from probgram.models import GRAM, LoopedTransformer, Perturbed
 from probgram.trajectories import Trajectories

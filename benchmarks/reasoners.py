@@ -26,7 +26,7 @@ from probgram import checkpoint, fit, tasks
 from probgram.inference import evaluate, fit_heads, recipes
 from probgram.inference.batches import Batches, as_known_answers
 from probgram.inference.cost import multiply_adds
-from probgram.inference.evaluation import Report
+from probgram.inference.figures import Report
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.models import (
     GRAM,

@@ -89,6 +89,18 @@ def halves_of_digits(path: Path) -> str:
     )
 
 
+def same_on_both(path: Path) -> str:
+    """How far PyTorch and JAX are apart on the shipped weights."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    return (
+        f"## PyTorch and JAX\n\n`python -m benchmarks.agreement`: {about}. The largest differences in a depth step "
+        "from the same state and noise, divided by the largest magnitude where that is above 1 (the gradient is one "
+        "vector); *float32 itself*: torch's float32 from its float64. Whole runs: 16 depth steps of 20 trajectories; "
+        f"h as it comes, answers equal in all tokens at every depth.\n\n{found['table']}"
+    )
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
@@ -97,6 +109,7 @@ def page() -> str:
         parts.insert(1, FAMILY + table(measured))
     parts += [boards_by_clues(path) for path in RESULTS.glob("sudoku9/by_clues.json")]
     parts += [halves_of_digits(path) for path in RESULTS.glob("digits/half.json")]
+    parts += [same_on_both(path) for path in RESULTS.glob("backends/agreement.json")]
     parts += [measured_frontier(path) for path in sorted((RESULTS / "frontiers").glob("*.json"))]
     return "\n\n".join(parts) + "\n"
 

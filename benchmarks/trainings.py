@@ -23,7 +23,7 @@ import torch
 
 from probgram import checkpoint, fit, metrics, plots, tasks
 from probgram.inference import evaluate, evidence_bound, fit_heads, recipes, sample
-from probgram.inference.evaluation import Report
+from probgram.inference.figures import Report
 from probgram.inference.objective import ObjectiveConfig
 from probgram.inference.svi import FitView
 from probgram.models import GRAM, TRM, GRAMGuide, LoopedTransformer

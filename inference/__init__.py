@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from probgram.inference.diagnose import diagnose as diagnose
     from probgram.inference.diagnosis import Diagnosis as Diagnosis
     from probgram.inference.diagnosis import Finding as Finding
-    from probgram.inference.evaluation import Report as Report
     from probgram.inference.evaluation import evaluate as evaluate
     from probgram.inference.evaluation import evidence_bound as evidence_bound
+    from probgram.inference.figures import Report as Report
     from probgram.inference.forecasting import forecast as forecast
     from probgram.inference.frontier import Frontier as Frontier
     from probgram.inference.frontier import frontier as frontier
     from probgram.inference.handlers import guided as guided
     from probgram.inference.handlers import weighted as weighted
     from probgram.inference.objective import Objective as Objective
+    from probgram.inference.ranks import islands as islands
+    from probgram.inference.ranks import pooled as pooled
     from probgram.inference.sampling import sample as sample
     from probgram.inference.selection import best as best
     from probgram.inference.selection import first_verified as first_verified
@@ -41,6 +43,8 @@ _HOMES = {
     "Objective": "probgram.inference.objective",
     "fit": "probgram.inference.svi",
     "fit_heads": "probgram.inference.svi",
+    "islands": "probgram.inference.ranks",
+    "pooled": "probgram.inference.ranks",
     "sample": "probgram.inference.sampling",
     "vote": "probgram.inference.selection",
     "best": "probgram.inference.selection",
@@ -53,7 +57,7 @@ _HOMES = {
     "Finding": "probgram.inference.diagnosis",
     "evaluate": "probgram.inference.evaluation",
     "evidence_bound": "probgram.inference.evaluation",
-    "Report": "probgram.inference.evaluation",
+    "Report": "probgram.inference.figures",
     "frontier": "probgram.inference.frontier",
     "Frontier": "probgram.inference.frontier",
     "reliability": "probgram.inference.calibration",

@@ -19,8 +19,9 @@ from probgram.chain import Chain
 from probgram.inference import diagnostics as measures
 from probgram.inference.diagnosis import Diagnosis, Finding, finding, graded, plural, spread, whole
 from probgram.inference.rhat import islands_chance, islands_of
+from probgram.run import Run
 from probgram.tasks import UnknownAnswers
-from probgram.trajectories import Trajectories
+from probgram.trajectories import Trajectories, as_trajectories
 
 VERIFIED_FINE = 0.9  # weight on right answers from which on a single draw can be trusted
 LOST = 0.1  # of the weight was on right answers at an earlier depth step, and is no more
@@ -49,7 +50,7 @@ EXPANDS = 0.1  # nats a depth step: in ten of them a small difference grows to t
 STABILITY_WIDTH, STABILITY_PROBLEMS = 4, 16  # what stability is measured on: trajectories, and problems at most
 
 
-def diagnose(run: Trajectories, task: Any = None, chain: Chain | None = None) -> Diagnosis:
+def diagnose(run: Run[Any], task: Any = None, chain: Chain | None = None) -> Diagnosis:
     """Say in words what is fine with a run, what is not, and what to try, each with its figure.
 
     Args:
@@ -66,6 +67,7 @@ def diagnose(run: Trajectories, task: Any = None, chain: Chain | None = None) ->
     """
     if not run.answers.shape[-1]:
         raise ValueError("diagnose needs answers, and the run has none: its model reads none out of its states")
+    run = as_trajectories(run)
     seen = Seen(run, task, chain)
     said = [part for question in QUESTIONS for part in question(seen)]
     name = run.task or getattr(task, "name", "")

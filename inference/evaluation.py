@@ -1,10 +1,6 @@
 """Evaluation at the prior: what a chain is worth at inference, with seeds, spread and the limits beside it."""
 
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,59 +8,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from probgram import metrics
 from probgram.chain import Chain, Guide
+from probgram.inference.figures import Report, measured
 from probgram.inference.handlers import guided, start, weighted
 from probgram.inference.sampling import as_problems, sample
 from probgram.inference.selection import best, first_verified, vote
-from probgram.tasks import UnknownAnswers
 from probgram.trajectories import Trajectories
-
-BATCH = 2_048  # trajectories at a time: bounds memory, changes no law
-
-
-@dataclass(frozen=True)
-class Report:
-    """Figures of one evaluation: mean and standard deviation over seeds, and the limits.
-
-    Attributes:
-        figures: name -> value of each seed.
-        limits: "uniform" (draws over the solutions) and "one answer" -> name -> value.
-        about: task, split, problems, width, depth, seeds, cost.
-    """
-
-    figures: dict[str, list[float]]
-    limits: dict[str, dict[str, float]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def mean(self, name: str) -> float:
-        """Mean over seeds."""
-        return float(np.mean(self.figures[name]))
-
-    def spread(self, name: str) -> float:
-        """Standard deviation over seeds (0 for one seed)."""
-        values = self.figures[name]
-        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-    def table(self) -> str:
-        """The report as a Markdown table."""
-        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
-        lines = [
-            about,
-            "",
-            "| figure | mean | sd over seeds | uniform draws | one answer |",
-            "|---|---|---|---|---|",
-        ]
-        for name in self.figures:
-            uniform, single = (self.limits.get(kind, {}).get(name) for kind in ("uniform", "one answer"))
-            cells = [f"{self.mean(name):.4f}", f"{self.spread(name):.4f}"]
-            cells += ["–" if value is None else f"{value:.4f}" for value in (uniform, single)]
-            lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps(asdict(self), indent=1)
 
 
 def evaluate(
@@ -100,59 +49,15 @@ def evaluate(
     Raises:
         ValueError: no seeds, or an unknown split.
     """
-    if not seeds:
-        raise ValueError("seeds must name at least one seed")
-    x = chosen_problems(task, split, problems)
-    try:
-        solutions = metrics.all_solutions(task, x)
-    except UnknownAnswers:
-        solutions = None  # no coverage then
-    figures: dict[str, list[float]] = {}
-    started = time.perf_counter()
-    for seed in seeds:
-        draw = partial(
-            run, chain, width=width, depth=depth, seed=seed, keep="last", halt_probability=halt_probability
-        )
-        for name, value in _one_seed(draw, task, x, solutions, max(1, BATCH // width)).items():
-            figures.setdefault(name, []).append(value)
-    about = {
-        "task": task.name,
-        **getattr(task, "about", {}),
-        "split": f"{getattr(task, 'split', '')} {split}".strip(),
-        "problems": len(x),
-        "several answers": None if solutions is None else int((solutions.counts > 1).sum()),
-        "width": width,
-        "depth": depth,
-        "halt probability": halt_probability,
-        "seeds": list(seeds),
-        "seconds a seed": round((time.perf_counter() - started) / len(seeds), 1),
-    }
-    return Report(figures, {} if solutions is None else metrics.limits(solutions, width), about)
 
+    def draw(x: Any, seed: int) -> Trajectories:
+        return run(chain, x, width=width, depth=depth, seed=seed, keep="last", halt_probability=halt_probability)
 
-def chosen_problems(task: Any, split: str = "test", problems: int | None = None) -> Any:
-    """The different problems of a split, `[B, L]`; a seeded subset of so many, None: all."""
-    x = np.unique(task.examples(split)[0], axis=0)
-    if problems is None or problems >= len(x):
-        return x
-    return x[np.sort(np.random.default_rng(0).choice(len(x), problems, replace=False))]
+    def selected(drawn: Trajectories) -> dict[str, Tensor]:
+        rules = {"vote": vote(drawn).answers, "first_verified": first_verified(drawn, task).answers}
+        return rules | {f"best_by_{head}": best(drawn, head=head).answers for head in drawn.heads}
 
-
-def _one_seed(
-    draw: Callable[..., Trajectories], task: Any, x: Any, solutions: metrics.Solutions | None, rows: int
-) -> dict[str, float]:
-    parts, weights, selected = [], [], []
-    for row in range(0, len(x), rows):
-        run = draw(x[row : row + rows])
-        rules = {"vote": vote(run).answers, "first_verified": first_verified(run, task).answers}
-        rules |= {f"best_by_{head}": best(run, head=head).answers for head in run.heads}
-        selected.append({k: task.verify(run.x, v).float().cpu().numpy() for k, v in rules.items()})
-        parts.append(run.answers[-1].cpu().numpy())
-        weights.append(run.weights[-1].cpu().numpy())
-    figures = metrics.summarize(task, x, np.concatenate(parts, 1), solutions, np.concatenate(weights, 1))
-    accuracy = {f"selected_{k}": float(np.concatenate([s[k] for s in selected]).mean()) for k in selected[0]}
-    first = {k: figures.pop(k) for k in ("valid", "pass_at_n")}
-    return first | accuracy | figures
+    return measured(draw, selected, task, split, width, depth, seeds, problems, halt_probability)
 
 
 @torch.no_grad()

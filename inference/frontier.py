@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from probgram import checkpoint, metrics
 from probgram.chain import Chain
 from probgram.inference.cost import multiply_adds
-from probgram.inference.evaluation import chosen_problems
+from probgram.inference.figures import chosen_problems
 from probgram.inference.grid import Rule, one_seed, seconds_of_cells
 from probgram.inference.page import page
 from probgram.inference.verdict import Verdict, judge

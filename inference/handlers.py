@@ -8,6 +8,7 @@
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class GuidedSite(NamedTuple):
     kl: Tensor  # KL(q || p) in nats, [..., B], scaled and masked as the site is; 0 without a guide
 
 
+def draw(fn: Any) -> Tensor:
+    """One draw, with a gradient where there is one."""
+    return fn.rsample() if fn.has_rsample else fn.sample()
+
+
 class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
     """Fill each transition's site from the guide's posterior instead of the prior.
 
@@ -42,14 +48,21 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
         guide: its `posterior` is asked at every site that carries a proposal; None only records the sites.
         evidence: what `guide.encode(y)` returned.
         rows: bool `[..., B]`; where false, eps stays a prior draw and the KL is 0. None: all rows.
+        draw: draws from a distribution; by default with the global generator.
 
     Attributes:
         sites: a `GuidedSite` for each transition, in order. Observed sites (under `condition`) are left out.
     """
 
-    def __init__(self, guide: Guide | None, evidence: Any, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        guide: Guide | None,
+        evidence: Any,
+        rows: Tensor | None = None,
+        draw: Callable[[Any], Tensor] = draw,
+    ) -> None:
         super().__init__()
-        self.guide, self.evidence, self.rows = guide, evidence, rows
+        self.guide, self.evidence, self.rows, self.draw = guide, evidence, rows, draw
         self.sites: list[GuidedSite] = []
 
     @property
@@ -68,10 +81,9 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
         prior = msg["fn"]
         posterior = self.guide.posterior(msg["infer"]["proposal"], self.evidence, msg["infer"]["t"])
         posterior = posterior.expand(prior.batch_shape)  # without it all particles would share one draw
-        value = posterior.rsample() if posterior.has_rsample else posterior.sample()
+        value = self.draw(posterior)
         if self.rows is not None:
-            kept = prior.rsample() if prior.has_rsample else prior.sample()
-            value = trees.where(self.rows, value, kept)
+            value = trees.where(self.rows, value, self.draw(prior))
         msg["value"] = value
         msg["infer"] |= {"posterior": posterior, "rows": self.rows}
 

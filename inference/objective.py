@@ -18,9 +18,9 @@ et al., arXiv 1705.09279, section 3.
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -31,66 +31,13 @@ from torch.distributions import kl_divergence
 from probgram import state as trees
 from probgram.chain import Chain, Guide
 from probgram.inference.handlers import GuidedSite, guided, start, weighted
-from probgram.inference.resampling import adaptive, draw_uniforms, systematic
+from probgram.inference.objective_config import ObjectiveConfig as ObjectiveConfig
+from probgram.inference.resampling import adaptive, systematic
+from probgram.inference.shares import Share, shared
 from probgram.inference.smc import reweighed
-from probgram.inference.targets import Target, TargetView, attributed, fixed, responsibilities
+from probgram.inference.targets import Target, TargetView, attributed, responsibilities, rule_of
+from probgram.state import widest
 from probgram.tasks import UnknownAnswers
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The orthogonal options of the objective; the defaults were measured (benchmarks/queens8_recipes.md)."""
-
-    depth: int = 8  # S, depth steps of a training trajectory
-    target: Target = attributed  # which known answer a step is trained towards: inference/targets.py
-    settle: float = 0.3  # share of the run, at its end, in which `attributed` gives way to `responsibilities`
-    carry: float = 0.7  # probability that the next depth step starts from a prior draw
-    kl: Literal["every", "last"] = "every"  # which guided transitions of a step are charged
-    gradient: Literal["transition", "step", "full"] = "step"  # how far back it flows
-    beta: float = 0.16  # weight of the KL
-    warm_up: int = 0  # optimiser steps over which beta rises from 0
-    balance: float | None = None  # b·KL(sg q || p) + (1 - b)·KL(q || sg p); None: plain KL
-    particles: int = 1  # trajectories of a problem
-    bound: Literal["elbo", "iwae", "fivo"] = "elbo"
-    ess_threshold: float = 0.5  # "fivo" resamples a problem at most at this share of its particles
-    heads: float = 1.0  # weight of the heads' losses; they send no gradient into the core
-
-    def __post_init__(self) -> None:
-        for name, lowest in (
-            ("depth", 1),
-            ("particles", 1),
-            ("warm_up", 0),
-            ("beta", 0),
-            ("heads", 0),
-            ("ess_threshold", 0),
-        ):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        for name in ("carry", "settle"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.balance is not None and not 0 <= self.balance <= 1:
-            raise ValueError(f"balance must be None or between 0 and 1, got {self.balance}")
-        for name, allowed in _WORDS.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        plain = self.balance is None and self.beta == 1 and not self.warm_up and self.kl == "every"
-        if self.bound != "elbo" and not (plain and self.gradient != "transition" and self.target is fixed):
-            raise ValueError(
-                f'bound="{self.bound}" needs plain KL at every transition, beta=1, gradient="step" or "full", and '
-                "target=fixed: its particles share one answer"
-            )
-        if self.bound == "fivo" and (self.gradient != "full" or self.carry > 0):
-            raise ValueError(
-                'bound="fivo" filters a whole trajectory of the guide: it needs gradient="full", carry=0'
-            )
-
-
-_WORDS = {
-    "kl": ("every", "last"),
-    "gradient": ("transition", "step", "full"),
-    "bound": ("elbo", "iwae", "fivo"),
-}
 
 
 class Rollout(NamedTuple):
@@ -178,9 +125,11 @@ class Objective(nn.Module):
         self.config = config or ObjectiveConfig()
         if guide is None and self.config.carry < 1:
             raise ValueError("carry below 1 continues from the guide's draws, so it needs a guide")
-        if guide is None and self.config.target is attributed:
+        self.rule = rule_of(self.config.target)
+        if guide is None and self.rule is attributed:
             raise ValueError("target=attributed asks the guide which answer the noise argues for: it needs a guide")
         self.chain, self.guide, self.task = chain, guide, task
+        self.share = Share()  # this process's rows of the global batch
         self.autocast: torch.dtype | None = None  # type the network computes in; None: its parameters' own
         self.optimiser_step = 0  # for the warm-up of beta
         self.progress = 0.0  # share of the run that is done
@@ -188,17 +137,19 @@ class Objective(nn.Module):
     @property
     def beta(self) -> float:
         """Weight of the KL at this optimiser step."""
-        warm_up = self.config.warm_up
-        return self.config.beta * (min(1.0, (self.optimiser_step + 1) / warm_up) if warm_up else 1.0)
+        return self.config.beta_at(self.optimiser_step)
 
     @property
     def target(self) -> Target:
         """The rule at this point of the run."""
-        settling = self.config.target is attributed and self.progress >= 1 - self.config.settle
-        return responsibilities if settling and self.config.settle else self.config.target
+        return responsibilities if self.config.settles_at(self.progress) else self.rule
 
     def forward(self, rollout: Rollout) -> StepResult:
         """Take the next depth step of every row, or with gradient="full" all S of them from the start."""
+        with shared(self.share) if self.share.world > 1 else nullcontext():
+            return self._forward(rollout)
+
+    def _forward(self, rollout: Rollout) -> StepResult:
         terms = []
         filtered = _Filtered.start(rollout) if self.config.bound == "fivo" else None
         for _ in range(self.config.depth if self.config.gradient == "full" else 1):
@@ -220,7 +171,7 @@ class Objective(nn.Module):
     def _depth_step(self, rollout: Rollout) -> tuple[StepTerms, Rollout]:
         config, (n, b) = self.config, rollout.target.shape
         first = (rollout.age == 0).to(rollout.x.device).expand(n, b)
-        from_prior = torch.rand(n, b, device=first.device) < config.carry
+        from_prior = self.share.uniform(n, b, device=first.device) < config.carry
         y = pick(rollout.answers, rollout.target)  # [N, B, L]
         with self._network():
             context = self.chain.encode(rollout.x)
@@ -233,7 +184,8 @@ class Objective(nn.Module):
         with torch.no_grad():
             sites[-1] = sites[-1]._replace(value=trees.where(from_prior, noise, sites[-1].value))  # what carries on
             belief = self._belief(rollout, sites) if self.target is attributed else None
-            view = TargetView(lambda: self._log_p(prior_state, rollout), belief, rollout.target)
+            log_p = partial(self._log_p, prior_state, rollout)
+            view = TargetView(log_p, belief, rollout.target, self.share.uniform_like)
             target = torch.where(from_prior, self.target(view), rollout.target)
         terms = StepTerms(self._readout(state).log_prob(y), charged, log_ratio)
         carried = trees.where(from_prior, prior_state, state)
@@ -267,7 +219,11 @@ class Objective(nn.Module):
             acts = is_last or (reached and config.carry < 1)
             guide, rows = (self.guide if acts else None), (None if is_last else ~from_prior)
             with torch.set_grad_enabled(reached and torch.is_grad_enabled()), self._network():
-                with weighted() as w, guided(guide, evidence, rows) as q, _plates(*from_prior.shape):
+                with (
+                    weighted() as w,
+                    guided(guide, evidence, rows, self.share.draw) as q,
+                    _plates(*from_prior.shape),
+                ):
                     state = chain.transition(state, t * chain.transitions + k, context)
             if acts:
                 guidable += q.sites
@@ -282,14 +238,15 @@ class Objective(nn.Module):
         if last.posterior is None:
             noise = last.value
         else:
-            noise = last.prior.rsample() if last.prior.has_rsample else last.prior.sample()
+            noise = self.share.draw(last.prior)
         return trees.map_state(trees.widen, self.chain.move(last.proposal, noise)), noise
 
     @torch.no_grad()
     def _choose(self, filtered: "_Filtered") -> tuple[Tensor, Tensor]:
         """Which problems resample `[B]`, and the ancestors `[N, B]`."""
         due = adaptive(systematic, self.config.ess_threshold).due(filtered.ess, len(filtered.log_weights))
-        drawn = systematic(filtered.log_weights, draw_uniforms(systematic, filtered.log_weights))
+        shape, device = (systematic.rows(len(filtered.log_weights)), len(due)), due.device
+        drawn = systematic(filtered.log_weights, self.share.uniform(*shape, device=device, dtype=widest(device)))
         own = torch.arange(len(drawn), device=drawn.device)[:, None]
         return due, torch.where(due, drawn, own)
 
@@ -350,17 +307,23 @@ class Objective(nn.Module):
         honest = rollout.honest if rollout.honest is not None else torch.ones_like(right)
         loss = zero
         if "halt" in heads:
-            loss = loss + _head_loss(heads["halt"], right, honest)
+            loss = loss + self._head_loss(heads["halt"], right, honest)
             halted = (heads["halt"] > 0).all(0)
         ended = (rollout.age >= self.config.depth).nonzero()[:, 0]
-        if "value" in heads and len(ended):
+        if "value" in heads and self.share.some(len(ended) > 0, right.device):
             past = trees.map_state(lambda leaf: leaf[:, :, ended], rollout.history)  # [S, N, ended, ...]
             with self._network():
                 value = self.chain.heads(past)["value"].float()
-            loss = loss + _head_loss(value, right[:, ended].expand_as(value), honest[:, ended].expand_as(value))
-            metrics["right_at_end"] = right[:, ended].float().mean()
+            at_end = (part[:, ended].expand_as(value) for part in (right, honest))
+            loss = loss + self._head_loss(value, *at_end)
+            metrics["right_at_end"] = self.share.mean(right[:, ended].float())
         metrics["heads"] = loss.detach()
         return loss, metrics, halted
+
+    def _head_loss(self, logits: Tensor, right: Tensor, honest: Tensor) -> Tensor:
+        """Binary cross-entropy over rows, of all ranks, that only ever saw prior states, nats."""
+        loss = F.binary_cross_entropy_with_logits(logits, right.float(), reduction="none")
+        return (loss * honest).sum() * self.share.world / self.share.total(honest.sum()).clamp(min=1)
 
     @torch.no_grad()
     def _is_right(self, state: Any, rollout: Rollout) -> Tensor:
@@ -446,12 +409,6 @@ def _record(history: Any, state: Any, age: Tensor, depth: int) -> Any:
     if history is None:
         history = trees.map_state(lambda leaf: leaf.new_zeros(depth, *leaf.shape), state)
     return trees.map_state(write, history, state)
-
-
-def _head_loss(logits: Tensor, right: Tensor, honest: Tensor) -> Tensor:
-    """Binary cross-entropy over rows that only ever saw prior states, nats."""
-    loss = F.binary_cross_entropy_with_logits(logits, right.float(), reduction="none")
-    return (loss * honest).sum() / honest.sum().clamp(min=1)
 
 
 def _detached_kl(site: GuidedSite, guide: bool) -> Tensor:

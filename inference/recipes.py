@@ -14,8 +14,7 @@ have no guide: `fit(chain, None, task, steps, objective=deep_supervision())`.
 from dataclasses import replace
 from typing import Any
 
-from probgram.inference.objective import ObjectiveConfig
-from probgram.inference.targets import fixed, nearest
+from probgram.inference.objective_config import ObjectiveConfig
 
 
 def default(guide: Any, data: Any, depth: int = 8) -> ObjectiveConfig:
@@ -27,7 +26,7 @@ def default(guide: Any, data: Any, depth: int = 8) -> ObjectiveConfig:
         depth: S, depth steps of a training trajectory.
     """
     if guide is None:
-        return ObjectiveConfig(depth=depth, target=nearest, carry=1.0)
+        return ObjectiveConfig(depth=depth, target="nearest", carry=1.0)
     return ObjectiveConfig(depth=depth) if getattr(data, "grouped", True) else generation(depth)
 
 
@@ -41,7 +40,7 @@ def generation(depth: int = 8, **changes: Any) -> ObjectiveConfig:
         depth: S, depth steps of a training trajectory.
         **changes: other fields of `ObjectiveConfig`.
     """
-    recipe = ObjectiveConfig(depth=depth, target=fixed, carry=0.0, beta=1.0, warm_up=300)
+    recipe = ObjectiveConfig(depth=depth, target="fixed", carry=0.0, beta=1.0, warm_up=300)
     return replace(recipe, **changes)
 
 
@@ -52,7 +51,7 @@ def deep_supervision(depth: int = 16, **changes: Any) -> ObjectiveConfig:
         depth: S, depth steps of a training trajectory.
         **changes: other fields of `ObjectiveConfig`.
     """
-    recipe = ObjectiveConfig(depth=depth, target=fixed, carry=1.0, gradient="transition")
+    recipe = ObjectiveConfig(depth=depth, target="fixed", carry=1.0, gradient="transition")
     return replace(recipe, **changes)
 
 
@@ -62,7 +61,7 @@ def end_to_end(**changes: Any) -> ObjectiveConfig:
     Args:
         **changes: other fields of `ObjectiveConfig`.
     """
-    return replace(ObjectiveConfig(depth=1, target=fixed, carry=1.0, gradient="step"), **changes)
+    return replace(ObjectiveConfig(depth=1, target="fixed", carry=1.0, gradient="step"), **changes)
 
 
 def bridged(depth: int, **changes: Any) -> ObjectiveConfig:
@@ -72,5 +71,5 @@ def bridged(depth: int, **changes: Any) -> ObjectiveConfig:
         depth: S, the depth steps from noise to answer: `steps` of the flow.
         **changes: other fields of `ObjectiveConfig`.
     """
-    recipe = ObjectiveConfig(depth=depth, target=fixed, carry=0.0, beta=0.0, gradient="step")
+    recipe = ObjectiveConfig(depth=depth, target="fixed", carry=0.0, beta=0.0, gradient="step")
     return replace(recipe, **changes)

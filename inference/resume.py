@@ -1,7 +1,6 @@
 """The state of a training run in one safetensors file: all that is needed to go on bit for bit."""
 
 import json
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from probgram import checkpoint
 from probgram import state as trees
+from probgram.inference.fit_run import check_settings
 from probgram.inference.objective import Objective, Rollout
 
 FORMAT = "probgram.training/1"
@@ -74,14 +74,7 @@ def load_training(
     if metadata.get("format") != FORMAT:
         raise checkpoint.CheckpointError(f"{path} is not a training state")
     plain = json.loads(metadata["plain"])
-    changed = [k for k, v in settings.items() if plain["settings"].get(k) != v]
-    if changed:
-        was, now = (
-            {k: textwrap.shorten(str(s.get(k)), 80) for k in changed} for s in (plain["settings"], settings)
-        )
-        raise checkpoint.CheckpointError(
-            f"{path} belongs to a run with other settings (was {was}, now {now}): use them, or another folder"
-        )
+    check_settings(path, plain["settings"], settings)
     device = rollout.x.device
     try:
         objective.load_state_dict(_under(tensors, "objective"))

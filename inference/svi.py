@@ -3,70 +3,47 @@
 Read top to bottom: settings, `fit`, the loop, what is measured on the way.
 """
 
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from probgram.chain import Chain, Guide
-from probgram.checkpoint import CheckpointError, fingerprint, write_bytes
+from probgram.checkpoint import fingerprint
 from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
-from probgram.inference.fit_config import FitConfig, learning_rate
+from probgram.inference.fit_config import FitConfig as FitConfig
+from probgram.inference.fit_config import learning_rate
+from probgram.inference.fit_run import Callback as Callback
+from probgram.inference.fit_run import DivergedError as DivergedError
+from probgram.inference.fit_run import FitResult as FitResult
+from probgram.inference.fit_run import FitView as FitView
+from probgram.inference.fit_run import (
+    append_line,
+    augmentation,
+    check_finite,
+    checked,
+    forget_lines_after,
+    held_out,
+    model_of,
+    plain,
+)
 from probgram.inference.handlers import validation
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.progress import ProgressBar
 from probgram.inference.recipes import default
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
+from probgram.inference.shares import Share
 from probgram.inference.targets import fixed
 from probgram.tasks import KnownAnswers, Task, UnknownAnswers
 
 log = logging.getLogger("probgram")
-
-
-class DivergedError(ArithmeticError):
-    """A figure of training is NaN or infinite."""
-
-
-class FitView(NamedTuple):
-    """What a callback sees whenever metrics are written; return True to stop."""
-
-    step: int
-    metrics: dict[str, float]
-    chain: Chain
-    guide: Guide | None
-
-
-Callback = Callable[[FitView], Any]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What training leaves.
-
-    Attributes:
-        chain: the chain given, now with the averaged weights.
-        guide: the guide given, likewise.
-        steps: optimiser steps taken in all.
-        finished: False after Ctrl-C or a callback's stop.
-        history: the metrics written by this call, a dict a line.
-    """
-
-    chain: Chain = field(repr=False)
-    guide: Guide | None = field(repr=False)
-    steps: int
-    finished: bool
-    history: list[dict[str, float]] = field(default_factory=list, repr=False)
 
 
 def fit(
@@ -104,12 +81,7 @@ def fit(
         CheckpointError: the folder belongs to another run, or cannot be written.
         DivergedError: a figure became NaN or infinite; the last checkpoint stays.
     """
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps must be at least 1 and whole, got {steps}")
-    unknown = set(settings) - set(FitConfig.__dataclass_fields__)
-    if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}: expected fields of FitConfig")
-    config = replace(FitConfig(), **settings)
+    config = checked(steps, settings)
     objective = objective or default(guide, data)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), _trainable(chain, guide, only):
@@ -182,17 +154,20 @@ class _Run:
             raise ValueError(
                 "swap_halted needs a homogeneous chain: rows of one batch come to be at different depths"
             )
-        self.held_out = _held_out(self.task, config)
+        self.held_out = held_out(self.task, config)
+        ranks = config.devices > 1
         self.fabric = Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
-            strategy=config.strategy,
+            # A head is not used in every step.
+            strategy="ddp_find_unused_parameters_true" if ranks and config.strategy == "auto" else config.strategy,
             precision="32-true",
         )
-        if config.devices > 1:
+        if ranks:
             self.fabric.launch()
-        torch.manual_seed(config.seed + self.fabric.global_rank)
+        torch.manual_seed(config.seed)  # on every rank: each takes its share of the same noise
         raw = Objective(chain, guide, objective, self.task)
+        raw.share = Share(self.fabric.global_rank, self.fabric.world_size)
         raw.autocast = torch.bfloat16 if config.precision == "bf16" else None
         if config.compile:
             chain.propose = torch.compile(chain.propose)  # type: ignore[method-assign]
@@ -208,41 +183,28 @@ class _Run:
         self.batches = self._batches(known, objective)
         self.rollout = self.batches.start(self.fabric.device)
         self.step, self.seconds, self.validated = 0, 0.0, False
-        self.settings = _plain(objective) | _plain(config) | {"model": _model(chain)}
+        self.settings = plain(objective) | plain(config) | {"model": model_of(chain)}
         trained = [name for name, parameter in raw.named_parameters() if parameter.requires_grad]
         frozen = {name: p for name, p in raw.named_parameters() if not p.requires_grad}
         self.settings |= {"data": fingerprint_of(known), "trained": trained, "frozen": fingerprint(frozen)}
         if folder is not None:
             if self._file.exists():
                 self._load()
-            self._forget_lines_after(self.step)
+            forget_lines_after(folder, self.step)
 
     def _batches(self, known: KnownAnswers, objective: ObjectiveConfig) -> Batches:
         return Batches(
             known,
-            self.config.batch // self.config.devices,
+            self.config.batch,
             objective.particles,
             objective.depth,
             self.config.seed,
             staggered=self.chain.homogeneous and objective.gradient != "full",
             shared=objective.bound != "elbo",
             by_pair=self.config.draw == "pair",
-            augment=self._augment if self.config.augment else None,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
+            augment=augmentation(self.task) if self.config.augment else None,
+            share=self.raw.share,
         )
-
-    @property
-    def _augment(self) -> Callable[..., Any]:
-        """What draws symmetric images, none of which may be held out."""
-        augment = getattr(self.task, "augment", None)
-        if augment is None:
-            raise ValueError("augment needs a task with symmetric images, such as tasks.Sudoku(3)")
-        if getattr(self.task, "split", None) == "input":
-            raise ValueError(
-                'augment needs a split by orbit: with split="input" images of test problems are trained'
-            )
-        return augment
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -310,7 +272,7 @@ class _Run:
         if not self.config.swap_halted:
             return None
         # Every second one goes on to the end, so that the value head sees both.
-        return (halted & (torch.rand(halted.shape, device=halted.device) < 0.5)).cpu()
+        return (halted & (self.raw.share.uniform(*halted.shape, device=halted.device, dim=0) < 0.5)).cpu()
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -321,10 +283,9 @@ class _Run:
     # -- measuring --------------------------------------------------------------------------------------------
 
     def _measure(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one transfer
-        if not math.isfinite(sum(values)):
-            bad = [name for name, value in zip(metrics, values, strict=True) if not math.isfinite(value)]
-            raise DivergedError(f"training diverged by step {self.step}: {', '.join(bad)} not finite; lower lr")
+        figures = torch.stack([value.float() for value in metrics.values()])[None]
+        values = _joined(list(metrics), self.raw.share.whole(figures, self.fabric.device))  # one transfer
+        check_finite(self.step, dict(zip(metrics, values, strict=True)))
         line = {"step": self.step, "seconds": round(self.seconds, 2)} | dict(zip(metrics, values, strict=True))
         line["beta"] = self.raw.beta
         line["lr"] = self.optimiser.param_groups[0]["lr"]
@@ -339,7 +300,7 @@ class _Run:
 
     def _validate(self) -> float:
         """Share of held-out problems whose prior draws, by the averaged weights, are right."""
-        assert self.task is not None
+        assert self.task is not None and self.held_out is not None
         own = {k: v.clone() for k, v in self.raw.state_dict().items()}
         self.raw.load_state_dict(self.averages)
         self.raw.eval()
@@ -352,15 +313,8 @@ class _Run:
         return float(self.task.verify(run.x, run.answers[-1]).float().mean())
 
     def _write(self, line: dict[str, float]) -> None:
-        if self.folder is None or not self.fabric.is_global_zero:
-            return
-        path = self.folder / "metrics.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+        if self.folder is not None and self.fabric.is_global_zero:
+            append_line(self.folder, line)
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -374,63 +328,33 @@ class _Run:
         finite = [parameter.isfinite().all() for parameter in self.raw.parameters()]
         if not bool(torch.stack(finite).all()):  # one look at the device
             raise DivergedError(f"training diverged by step {self.step}: a weight is not finite; lower lr")
-        plain = {
+        values = {
             "step": self.step,
             "seconds": self.seconds,
             "drawn": self.batches.drawn,
             "settings": self.settings,
         }
-        save_training(self._file, self.raw, self.averages, self.optimiser, self.rollout, self.batches.life, plain)
+        life = torch.from_numpy(self.batches.life)
+        save_training(self._file, self.raw, self.averages, self.optimiser, self.rollout, life, values)
 
     def _load(self) -> None:
-        self.rollout, plain = load_training(
+        self.rollout, values = load_training(
             self._file,
             self.raw,
             self.averages,
             self.optimiser,
             self.rollout,
-            self.batches.life,
+            torch.from_numpy(self.batches.life),
             self.settings,
         )
-        self.step, self.seconds, self.batches.drawn = plain["step"], plain["seconds"], plain["drawn"]
+        self.step, self.seconds, self.batches.drawn = values["step"], values["seconds"], values["drawn"]
         log.info("continuing from step %d of %s", self.step, self._file)
 
-    def _forget_lines_after(self, step: int) -> None:
-        """Drop metrics of steps that a kill lost and that will be taken again."""
-        path = self.folder / "metrics.jsonl" if self.folder else None
-        if path is None or not path.exists():
-            return
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
-
-def _held_out(task: Task | None, config: FitConfig) -> Any:
-    if task is None or not config.validate_every:
-        return None
-    x = np.unique(task.examples("test")[0], axis=0)
-    chosen = np.random.default_rng(0).permutation(len(x))[: config.validation]
-    return x[np.sort(chosen)]
-
-
-def _model(chain: Chain) -> Any:
-    """What tells one model from another: its configuration, or its modules where it has none."""
-    try:
-        return [type(chain).__name__, json.loads(json.dumps(chain.configuration()))]
-    except NotImplementedError:
-        return repr(chain)
-
-
-def _name(function: Any) -> str:
-    """A function by name, a `functools.partial` with its arguments."""
-    inner = getattr(function, "func", None)
-    if inner is not None:
-        return f"{_name(inner)}{function.args}{function.keywords}"
-    return getattr(function, "__name__", repr(function))
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """A dataclass of settings as JSON values; functions by name; what may differ on resuming left out."""
-    free = {"log_every", "validate_every", "validation", "checkpoint_every", "accelerator"}
-    values = {k: _name(v) if callable(v) else v for k, v in vars(settings).items() if k not in free}
-    return json.loads(json.dumps({f"{type(settings).__name__}.{k}": v for k, v in values.items()}))
+def _joined(names: list[str], figures: Tensor) -> list[float]:
+    """The ranks' figures `[ranks, metrics]` as those of the whole batch: means, least and largest values."""
+    joint = figures.mean(0)
+    for name, take in (("sigma_amin", Tensor.amin), ("sigma_amax", Tensor.amax)):
+        if name in names:
+            joint[names.index(name)] = take(figures[:, names.index(name)])
+    return joint.tolist()

@@ -42,17 +42,25 @@ class TargetView(NamedTuple):
         belief: log p(y_m | noise so far), up to a constant, `[N, B, M]`; None for rules other than
             `attributed`, which alone pays for it.
         current: the answer the depth step was trained towards, `[N, B]`.
+        uniform_like: draws uniforms in [0, 1) of the shape of an array `[N, B, ...]`; where several processes share
+            a batch, each sees those of its rows.
     """
 
     log_p: Callable[[], Tensor]
     belief: Tensor | None
     current: Tensor
+    uniform_like: Callable[[Tensor], Tensor] = torch.rand_like
 
 
 class Target(Protocol):
     """A rule: the index of the next depth step's answer, `[N, B]`."""
 
     def __call__(self, view: TargetView) -> Tensor: ...  # noqa: D102
+
+
+def rule_of(target: str | Target) -> Target:
+    """The rule of a name, or the rule itself."""
+    return _RULES[target] if isinstance(target, str) else target
 
 
 def fixed(view: TargetView) -> Tensor:
@@ -67,7 +75,7 @@ def nearest(view: TargetView) -> Tensor:
 
 def responsibilities(view: TargetView) -> Tensor:
     """Draw an answer from p(y_m | state), normalised over the known ones."""
-    return _draw(view.log_p())
+    return _draw(view.log_p(), view)
 
 
 def dealt(view: TargetView, rounds: int = 50) -> Tensor:
@@ -81,16 +89,25 @@ def dealt(view: TargetView, rounds: int = 50) -> Tensor:
     for _ in range(rounds):
         plan = plan - plan.logsumexp(0, keepdim=True).masked_fill(padded[:1], 0.0)
         plan = plan - plan.logsumexp(-1, keepdim=True)
-    return _draw(plan)
+    return _draw(plan, view)
 
 
 def attributed(view: TargetView) -> Tensor:
     """Draw the answer that the trajectory's own noise argues for (the equation above)."""
     assert view.belief is not None
-    return _draw(view.belief)
+    return _draw(view.belief, view)
 
 
-def _draw(logits: Tensor) -> Tensor:
+def _draw(logits: Tensor, view: TargetView) -> Tensor:
     """Draw an index from softmax(logits) by the Gumbel trick, without reading anything back to the host."""
-    uniform = torch.rand_like(logits).clamp_(1e-20, 1 - 1e-7)
+    uniform = view.uniform_like(logits).clamp_(1e-20, 1 - 1e-7)
     return (logits - torch.log(-torch.log(uniform))).argmax(-1)
+
+
+_RULES: dict[str, Target] = {
+    "fixed": fixed,
+    "nearest": nearest,
+    "responsibilities": responsibilities,
+    "dealt": dealt,
+    "attributed": attributed,
+}

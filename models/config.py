@@ -19,6 +19,13 @@ class ReasonerConfig:
 
 
 @dataclass(frozen=True)
+class LoopedConfig(ReasonerConfig):
+    """Sizes of a looped transformer."""
+
+    transitions: int = 8  # loops in a depth step
+
+
+@dataclass(frozen=True)
 class TRMConfig(ReasonerConfig):
     """Sizes and time scales of a hierarchical recursion."""
 

@@ -9,17 +9,8 @@ Source: Yang, Lee, Nowak and Papailiopoulos, "Looped Transformers are Better at 
 2311.12424, section 3.
 """
 
-from dataclasses import dataclass
-
-from probgram.models.config import ReasonerConfig
+from probgram.models.config import LoopedConfig
 from probgram.models.reasoner import Context, Flat, Proposal, Reasoner, reached
-
-
-@dataclass(frozen=True)
-class LoopedConfig(ReasonerConfig):
-    """Sizes of a looped transformer."""
-
-    transitions: int = 8  # loops in a depth step
 
 
 class LoopedTransformer(Reasoner):

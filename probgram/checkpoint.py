@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module
 
     from probgram.chain import Chain
@@ -80,7 +79,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     return Path(path)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Path:
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
     """Write tensors and string metadata as one safetensors file, atomically.
 
     All of torch, or all of JAX or NumPy. Tensors that share memory or are strided are copied first. Raises
@@ -93,7 +92,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: M
         return write_bytes(path, save(plain, metadata=dict(metadata)))
     from safetensors.numpy import save as save_arrays
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     return write_bytes(path, save_arrays(arrays, metadata=dict(metadata)))
 
 
@@ -279,7 +278,7 @@ def pretrained_folder() -> Path:
     return Path(str(resources.files("probgram"))) / "models" / "pretrained"
 
 
-def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
+def fingerprint(tensors: Mapping[str, Any]) -> str:
     """SHA-256 of named tensors, 16 hexadecimal digits: which weights, a `state_dict` say, made a run."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -18,9 +18,9 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from probgram.chain import Chain
+    from probgram.run import Run
     from probgram.solve import Solution
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 log = logging.getLogger("probgram")
 
@@ -55,6 +55,7 @@ Depth = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same device, same numbers.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. Default: the fastest there is.")]
+Backend = Annotated[str, typer.Option(help="torch, or jax (extra jax): the same weights, compiled by XLA.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no pictures, tables or progress.")]
 Potential = Annotated[
@@ -123,6 +124,7 @@ def solve(
     report: Annotated[
         Path | None, typer.Option(help="Write boards over depth, ancestry and diagnosis as one HTML file.")
     ] = None,
+    backend: Backend = "torch",
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -143,26 +145,30 @@ def solve(
 
     `probgram solve queens8 --board "0 . . . . . . ." --report run.html`  a page to look into the run
 
+    `probgram solve queens8 --board "0 . . . . . . ." --backend jax`  the same network in JAX
+
     Exits with 1 when every answer to a problem fails verification, or none is given.
     """
     if board is not None and file is not None:
         raise ValueError("a problem is needed once: --board TEXT or --file PATH, not both")
     texts = [board] if board is not None else list(_problems(file))
-    chain = _chain(weights, device)
+    chain = _chain(weights, device, backend)
     family = _trained_on(chain) if task is None else _task(task)
     from probgram.solve import solve as answer
     from probgram.solve import usual_depth
 
     depth = usual_depth(chain) if depth is None else depth
-    choices = _filter(potential, resample, ess, family)
+    choices = _filter(potential, resample, ess, family, backend)
     sure: dict[str, Any] = {"abstain_below": abstain_below, "confidence": _confidence(confidence, family)}
     solutions = [answer(chain, text, width, depth, seed, family, **sure, **choices) for text in texts]
     if report is not None:
-        _write_report(report, [solution.run for solution in solutions], family, chain=chain)
+        known = chain if backend == "torch" else None  # a diagnosis draws a few more trajectories, in PyTorch
+        _write_report(report, [solution.run for solution in solutions], family, chain=known)
     if as_json:
         _print_json(
             "solve",
             weights=weights,
+            backend=backend,
             width=width,
             depth=depth,
             seed=seed,
@@ -197,6 +203,7 @@ def train(
         Path | None, typer.Option(help="Checkpoints and metrics. Default: runs/ and the name of OUT.")
     ] = None,
     seed: Seed = 0,
+    backend: Backend = "torch",
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -211,35 +218,35 @@ def train(
 
     `probgram train my_package.puzzles:Kakuro --precision bf16`
 
+    `probgram train queens8 --backend jax`
+
     Then `probgram evaluate OUT` and `probgram solve OUT`. Exits with 1 when interrupted.
     """
-    import torch
-
     from probgram import checkpoint
-    from probgram.inference.batches import as_known_answers, fingerprint_of
+    from probgram.backends import inference
+    from probgram.inference.drawing import as_known_answers, fingerprint_of
     from probgram.inference.recipes import default
-    from probgram.inference.svi import fit, fit_heads
-    from probgram.models import GRAM, GRAMGuide
 
+    svi = inference(backend, "svi")
     task = _task(data)
-    if device is not None:
-        _device(device)  # Fabric's error for one that is not there is a traceback
     folder = folder or Path("runs") / out.stem
-    torch.manual_seed(seed)
-    chain = GRAM.for_task(task, dim=dim, body=body)
-    guide = GRAMGuide(chain)
+    chain, guide = _untrained(task, seed, backend, device, dim=dim, body=body)
     shared: dict[str, Any] = {"batch": batch, "seed": seed, "precision": precision, "accelerator": device or "auto"}
     shared |= {"progress": not (quiet or as_json)}
-    result = fit(chain, guide, task, steps, objective=default(guide, task, depth), folder=folder, lr=lr, **shared)
-    done = result.finished
+    objective = default(guide, task, depth)
+    result = svi.fit(chain, guide, task, steps, objective=objective, folder=folder, lr=lr, **shared)
+    done, chain, guide = result.finished, result.chain, result.guide
     if done and head_steps:
         heads = folder / f"heads-{result.steps}"  # of this core: trained further, it gets heads anew
-        done = fit_heads(chain, ("judge",), task, head_steps, depth, folder=heads, **shared).finished
+        judged = svi.fit_heads(chain, ("judge",), task, head_steps, depth, folder=heads, **shared)
+        done, chain = judged.finished, judged.chain
     if not done:
         raise typer.Exit(1)
     about = {"task": task.name, "split": getattr(task, "split", "input"), "seed": seed, "steps": result.steps}
     about["data"] = fingerprint_of(as_known_answers(task))
-    path = checkpoint.save_chain(out, chain.cpu(), guide.cpu(), about)
+    if backend == "torch":
+        chain, guide = chain.cpu(), guide.cpu()
+    path = checkpoint.save_chain(out, chain, guide, about)
     if as_json:
         last = result.history[-1] if result.history else {}
         _print_json("train", weights=str(path), folder=str(folder), **about, metrics=last)
@@ -262,6 +269,7 @@ def evaluate(
     potential: Potential = None,
     resample: Resample = "none",
     ess: Ess = 0.5,
+    backend: Backend = "torch",
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -273,22 +281,25 @@ def evaluate(
     `probgram evaluate queens8 --problems 100`
 
     `probgram evaluate weights.safetensors --task my_data.npz --json`
+
+    `probgram evaluate queens8 --backend jax`
     """
-    from probgram.inference.evaluation import evaluate as measure
+    from probgram.backends import inference
     from probgram.solve import usual_depth
 
     chosen = _integers(seeds, "seeds")
-    chain = _chain(weights, device)
+    chain = _chain(weights, device, backend)
     family = _trained_on(chain) if task is None else _task(task)
     _check_data(chain, family)
-    choices = _filter(potential, resample, ess, family)
+    choices = _filter(potential, resample, ess, family, backend)
     how: dict[str, Any] = {}
     if choices:
-        from probgram.inference import smc
-
-        how["run"] = partial(smc.run, **choices)
+        how["run"] = partial(inference(backend, "smc").run, **choices)
     depth = usual_depth(chain) if depth is None else depth
+    measure = inference(backend, "evaluation").evaluate
     report = measure(chain, family, split, width, depth, chosen, problems, **how)
+    if backend != "torch":
+        report.about["backend"] = backend
     report.about.update({"potential": potential, "resample": resample, "ess": ess} if choices else {})
     if as_json:
         _print_json("evaluate", weights=weights, figures=report.figures, limits=report.limits, about=report.about)
@@ -454,10 +465,40 @@ def _integers(text: str, name: str) -> list[int]:
         raise ValueError(f"{name} must be integers with commas between them, got {text!r}") from None
 
 
-def _chain(weights: str, device: str | None) -> Any:
-    from probgram.checkpoint import load_chain
+def _chain(weights: str, device: str | None, backend: str = "torch") -> Any:
+    from probgram.backends import load_chain
 
-    return load_chain(weights).to(_device(device))
+    if backend == "torch":
+        return load_chain(weights).to(_device(device))
+    _no_device(device)
+    return load_chain(weights, backend)
+
+
+def _untrained(task: "Task", seed: int, backend: str, device: str | None, **choices: Any) -> tuple[Any, Any]:
+    """A GRAM chain for a task, and its guide."""
+    if backend == "torch":
+        import torch
+
+        from probgram.models import GRAM, GRAMGuide
+
+        if device is not None:
+            _device(device)  # Fabric's error for one that is not there is a traceback
+        torch.manual_seed(seed)
+        chain = GRAM.for_task(task, **choices)
+        return chain, GRAMGuide(chain)
+    import jax
+
+    from probgram.models import on_jax
+
+    _no_device(device)
+    chain_key, guide_key = jax.random.split(jax.random.key(seed % 2**32))
+    twin = on_jax.GRAM.for_task(task, key=chain_key, **choices)
+    return twin, on_jax.GRAMGuide(twin, key=guide_key)
+
+
+def _no_device(device: str | None) -> None:
+    if device is not None:
+        raise ValueError("--device is PyTorch's: JAX takes the fastest there is, and JAX_PLATFORMS=cpu another")
 
 
 def _device(name: str | None) -> str:
@@ -528,22 +569,24 @@ def _task_flag(data: str) -> str:
     return f" --task {shlex.quote(data)}" if ":" in data or data.endswith(".npz") else ""
 
 
-def _filter(potential: str | None, resample: str, ess: float, task: "Task") -> dict[str, Any]:
+def _filter(potential: str | None, resample: str, ess: float, task: "Task", backend: str) -> dict[str, Any]:
     """The arguments of a filter; none where no potential is named."""
     if potential is None:
         return {}
-    from probgram.inference.resampling import SCHEMES
+    from probgram.backends import inference
 
-    if resample not in (*SCHEMES, "none"):
-        raise ValueError(f"resample must be one of {', '.join(SCHEMES)} or none, got {resample!r}")
-    scheme = SCHEMES.get(resample)
-    return {"potential": _potential(potential, task), "resample": scheme, "ess_threshold": ess}
+    schemes = inference(backend, "resampling").SCHEMES
+    if resample not in (*schemes, "none"):
+        raise ValueError(f"resample must be one of {', '.join(schemes)} or none, got {resample!r}")
+    scheme = schemes.get(resample)
+    return {"potential": _potential(potential, task, backend), "resample": scheme, "ess_threshold": ess}
 
 
-def _potential(text: str, task: "Task") -> Any:
+def _potential(text: str, task: "Task", backend: str) -> Any:
     """A potential from words: names with powers (`^`), multiplied (`*`)."""
-    from probgram.inference import potentials
+    from probgram.backends import inference
 
+    potentials = inference(backend, "potentials")
     product: Any = None
     for factor in text.split("*"):
         name, _, power = factor.strip().partition("^")
@@ -579,7 +622,7 @@ def _print_json(command: str, **content: Any) -> None:
 
 def _write_report(
     path: Path,
-    runs: "list[Trajectories]",
+    runs: "list[Run[Any]]",
     task: "Task | None",
     problem: list[int] | None = None,
     chain: "Chain | None" = None,

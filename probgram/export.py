@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from probgram import fields
-from probgram import state as trees
-from probgram.trajectories import Trajectories, normalised
+from probgram.run import Run, normalised
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -25,7 +23,7 @@ _STATS = ("slot", "ancestor", "ess", "log_normalizer", "distinct", "top_share", 
 
 
 def to_arviz(
-    run: Trajectories,
+    run: Run[Any],
     layout: Layout = "particles",
     *,
     islands: int | None = None,
@@ -101,7 +99,7 @@ def to_arviz(
     return _with_attributes(arviz.InferenceData(**parts), run)
 
 
-def derived(run: Trajectories) -> "dict[str, Dataset]":
+def derived(run: Run[Any]) -> "dict[str, Dataset]":
     """The groups of `to_arviz` that a file holds beside the run itself; fewer where not all can be made."""
     groups = _given(run, None)
     try:
@@ -111,11 +109,12 @@ def derived(run: Trajectories) -> "dict[str, Dataset]":
     return _across(run, _islands(run, None)) | groups
 
 
-def attributes(run: Trajectories) -> dict[str, Any]:
+def attributes(run: Run[Any]) -> dict[str, Any]:
     """Where a run comes from: plain values, and JSON."""
     from importlib.metadata import version
 
-    versions = {"probgram": version("probgram"), "torch": str(torch.__version__), "arviz": version("arviz")}
+    versions = {"probgram": version("probgram"), "arviz": version("arviz")}
+    versions[run.library] = version(run.library)
     return {
         "task": run.task,
         "seed": int(run.seed),
@@ -125,13 +124,13 @@ def attributes(run: Trajectories) -> dict[str, Any]:
     }
 
 
-def _with_attributes(data: Any, run: Trajectories) -> Any:
+def _with_attributes(data: Any, run: Run[Any]) -> Any:
     data.attrs.update(attributes(run))
     return data
 
 
-def _check(run: Trajectories) -> None:
-    dead = (normalised(run.log_weights[-1]).sum(0) == 0).nonzero()[:, 0].tolist()
+def _check(run: Run[Any]) -> None:
+    dead = np.flatnonzero(_weights(run).sum(0) == 0).tolist()
     if dead:
         raise ValueError(f"problems {dead} have no trajectory of positive weight: convert the others")
     if not run.answers.shape[-1] and run.state is None and run.states is None:
@@ -141,17 +140,17 @@ def _check(run: Trajectories) -> None:
         )
 
 
-def _islands(run: Trajectories, islands: int | None) -> int:
-    weights = normalised(run.log_weights[-1])
+def _islands(run: Run[Any], islands: int | None) -> int:
+    weights = _weights(run)
     chosen = fields.islands_of(run) if islands is None else islands
     if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen < 1 or run.width % chosen:
         raise ValueError(f"islands must divide the width {run.width}, got {islands!r}")
-    empty = weights.unflatten(0, (chosen, -1)).sum(1) == 0  # [islands, B]
-    if not bool(empty.any()):
+    empty = weights.reshape(chosen, -1, run.problems).sum(1) == 0  # [islands, B]
+    if not empty.any():
         return chosen
     if islands is None:
         return 1
-    island, problem = empty.nonzero()[0].tolist()
+    island, problem = np.argwhere(empty)[0].tolist()
     raise ValueError(
         f"island {island} of problem {problem} has no trajectory of positive weight: take fewer islands"
     )
@@ -160,17 +159,17 @@ def _islands(run: Trajectories, islands: int | None) -> int:
 # -- groups ---------------------------------------------------------------------------------------------------
 
 
-def _across(run: Trajectories, islands: int) -> "dict[str, Dataset]":
+def _across(run: Run[Any], islands: int) -> "dict[str, Dataset]":
     """Chain = island, draw = trajectory, at the last depth step."""
-    weights = normalised(run.log_weights[-1]).unflatten(0, (islands, -1)).cpu().numpy()  # [I, M, B]
+    weights = _weights(run).reshape(islands, -1, run.problems)  # [I, M, B]
     seeds = np.random.default_rng(run.seed % 2**63)
     slots = np.stack([_equal_weight_slots(island, seeds) for island in weights])
     slots += np.arange(islands)[:, None, None] * weights.shape[1]  # [chain, draw, B]
     problems = np.arange(run.problems)
     dims = ("chain", "draw", "problem")
 
-    def drawn(values: torch.Tensor) -> np.ndarray:
-        return _array(values[-1])[slots, problems]
+    def drawn(values: Any) -> np.ndarray:
+        return fields.widened(values[-1])[slots, problems]
 
     stats: dict[str, Any] = {"slot": (dims, _smallest(slots))} | _figures(run)
     stats["island_share"] = (("chain", "problem"), weights.sum(1))
@@ -181,7 +180,7 @@ def _across(run: Trajectories, islands: int) -> "dict[str, Dataset]":
     return _draws(run, drawn, stats, names, slice(None))
 
 
-def _along_depth(run: Trajectories, burn_in: int | None) -> "dict[str, Dataset]":
+def _along_depth(run: Run[Any], burn_in: int | None) -> "dict[str, Dataset]":
     """Chain = trajectory along its ancestry, draw = depth step."""
     rows = len(run.depths)
     if rows == 1:
@@ -191,16 +190,14 @@ def _along_depth(run: Trajectories, burn_in: int | None) -> "dict[str, Dataset]"
         raise ValueError(
             f"burn_in must be an integer from 0 to {rows - 1}, depth steps to leave out, got {burn_in!r}"
         )
-    final = _equal_weight_slots(
-        normalised(run.log_weights[-1]).cpu().numpy(), np.random.default_rng(run.seed % 2**63)
-    )  # [N, B]
+    final = _equal_weight_slots(_weights(run), np.random.default_rng(run.seed % 2**63))  # [N, B]
     problems = np.arange(run.problems)
-    slots = _array(run.lines()[burn_in:])[:, final, problems]  # [draw, chain, B]
+    slots = fields.widened(run.lines()[burn_in:])[:, final, problems]  # [draw, chain, B]
     steps = np.arange(burn_in, rows)[:, None, None]
     dims = ("chain", "draw", "problem")
 
-    def drawn(values: torch.Tensor) -> np.ndarray:
-        return _array(values)[steps, slots, problems].swapaxes(0, 1)
+    def drawn(values: Any) -> np.ndarray:
+        return fields.widened(values)[steps, slots, problems].swapaxes(0, 1)
 
     stats: dict[str, Any] = {"slot": (dims, _smallest(slots.swapaxes(0, 1)))}
     for name, (over, values) in _figures(run).items():
@@ -211,8 +208,8 @@ def _along_depth(run: Trajectories, burn_in: int | None) -> "dict[str, Dataset]"
 
 
 def _draws(
-    run: Trajectories,
-    drawn: Callable[[torch.Tensor], np.ndarray],
+    run: Run[Any],
+    drawn: Callable[[Any], np.ndarray],
     stats: Mapping[str, Any],
     names: dict[str, np.ndarray],
     last: slice,
@@ -232,11 +229,11 @@ def _draws(
     sample_stats = xarray.Dataset(stats, names)
     along = {name: values for name, values in names.items() if name in dims}
     if not run.answers.shape[-1]:
-        states = run.states if run.states is not None else trees.map_state(lambda leaf: leaf[None], run.state)
+        states = run.states if run.states is not None else run.each_leaf(lambda leaf: leaf[None], run.state)
         latents = {}
         for path, leaf in fields.leaves(states):
             name = "_".join(("state", *path))
-            latents[name] = ((*dims, *(f"{name}_dim_{i}" for i in range(leaf.dim() - 3))), drawn(leaf))
+            latents[name] = ((*dims, *(f"{name}_dim_{i}" for i in range(len(leaf.shape) - 3))), drawn(leaf))
         return {"posterior": xarray.Dataset(latents, along), "sample_stats": sample_stats}
     answers = drawn(run.answers)
     along["position"] = np.arange(answers.shape[-1])
@@ -249,16 +246,17 @@ def _draws(
     return {"posterior": posterior, "sample_stats": sample_stats, "posterior_predictive": answer}
 
 
-def _given(run: Trajectories, y: Any) -> "dict[str, Dataset]":
+def _given(run: Run[Any], y: Any) -> "dict[str, Dataset]":
     """What the run was given: observed_data and constant_data."""
     import xarray
 
-    names = ["problem", "input_position"] if run.x.dim() == 2 else ["problem"]
-    names += [f"x_dim_{i}" for i in range(run.x.dim() - len(names))]
-    x = {"x": (tuple(names), _smallest(_array(run.x)))} if run.x.numel() else {}
+    given = fields.widened(run.x)
+    names = ["problem", "input_position"] if given.ndim == 2 else ["problem"]
+    names += [f"x_dim_{i}" for i in range(given.ndim - len(names))]
+    x = {"x": (tuple(names), _smallest(given))} if given.size else {}
     observed: dict[str, Any] = dict(x)
     if y is not None:
-        y = _smallest(np.asarray(torch.as_tensor(y).cpu()))
+        y = _smallest(fields.as_array(y))
         if y.shape != (run.problems, run.answers.shape[-1]):
             raise ValueError(f"y must be [{run.problems}, {run.answers.shape[-1]}], answers, got {list(y.shape)}")
         observed["answer"] = (("problem", "position"), y)
@@ -269,36 +267,36 @@ def _given(run: Trajectories, y: Any) -> "dict[str, Dataset]":
     }
 
 
-def _particles(run: Trajectories, chains: int) -> "Dataset":
-    """The run itself, as views of its tensors."""
+def _particles(run: Run[Any], chains: int) -> "Dataset":
+    """The run itself, as views of its arrays."""
     import xarray
 
     kept = [v for v in fields.variables(run, chains) if v.field != "x" and not v.field.startswith("state.")]
-    found = {v.name: (v.dims, _array(v.values)) for v in kept}
+    found = {v.name: (v.dims, fields.widened(v.values)) for v in kept}
     if "ancestor" in found:
         found["ancestor"] = (found["ancestor"][0], _smallest(found["ancestor"][1]))
     return xarray.Dataset(found, fields.coordinates(run, kept))
 
 
-def _figures(run: Trajectories) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def _figures(run: Run[Any]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """What is known of each problem, the depth steps that were recorded."""
     rows = len(run.depths)
     if run.effective is None:  # a row at a time: a run may be as large as the memory
-        ess = torch.stack([1 / normalised(row).square().sum(0) for row in run.log_weights])
-        ess = torch.where(ess.isinf(), 0.0, ess)
+        squares = np.stack([np.square(normalised(fields.widened(row))).sum(0) for row in run.log_weights])
+        ess = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
     else:
-        ess = run.effective[-rows:]
-    figures: dict[str, Any] = {"ess": (("problem", "depth"), _array(ess).T)}
+        ess = fields.widened(run.effective[-rows:])
+    figures: dict[str, Any] = {"ess": (("problem", "depth"), ess.T)}
     if run.log_normalizer is not None:
-        figures["log_normalizer"] = (("problem", "depth"), _array(run.log_normalizer[-rows:]).T)
-    answers = _array(run.answers[-1])
+        figures["log_normalizer"] = (("problem", "depth"), fields.widened(run.log_normalizer[-rows:]).T)
+    answers = fields.widened(run.answers[-1])
     if answers.shape[-1] and np.issubdtype(answers.dtype, np.integer):
-        _, distinct, share = _numbers(answers, normalised(run.log_weights[-1]).cpu().numpy())
+        _, distinct, share = _numbers(answers, _weights(run))
         figures |= {"distinct": (("problem",), _smallest(distinct)), "top_share": (("problem",), share)}
     return figures
 
 
-def _beside(run: Trajectories) -> dict[str, torch.Tensor]:
+def _beside(run: Run[Any]) -> dict[str, Any]:
     """What is known of each trajectory at each depth step beside its answer, `[S, N, B]` each."""
     found = {"log_weight": run.log_weights} | ({} if run.kl is None else {"kl": run.kl})
     taken = {*found, *fields.COORDINATES, *_STATS}
@@ -308,9 +306,9 @@ def _beside(run: Trajectories) -> dict[str, torch.Tensor]:
 # -- arrays ---------------------------------------------------------------------------------------------------
 
 
-def _array(values: torch.Tensor) -> np.ndarray:
-    """As NumPy knows it, half types as float32; on the CPU a view."""
-    return fields.as_array(trees.widen(values))
+def _weights(run: Run[Any]) -> np.ndarray:
+    """Normalised weights of the last depth step, `[N, B]`."""
+    return normalised(fields.widened(run.log_weights[-1]))
 
 
 def _text(words: str) -> np.ndarray:
@@ -318,7 +316,7 @@ def _text(words: str) -> np.ndarray:
     return np.array(words, dtype=object)
 
 
-def _lines(ancestors: torch.Tensor, slots: np.ndarray) -> np.ndarray:
+def _lines(ancestors: Any, slots: np.ndarray) -> np.ndarray:
     """The slot that the ancestor of each draw was in at every depth step.
 
     Args:
@@ -331,7 +329,7 @@ def _lines(ancestors: torch.Tensor, slots: np.ndarray) -> np.ndarray:
     lines = np.empty((*slots.shape, len(ancestors)), np.min_scalar_type(ancestors.shape[1] - 1))
     for s in range(len(ancestors) - 1, -1, -1):
         lines[..., s] = slots
-        slots = _array(ancestors[s])[slots, np.arange(slots.shape[-1])]
+        slots = fields.widened(ancestors[s])[slots, np.arange(slots.shape[-1])]
     return lines
 
 

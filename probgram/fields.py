@@ -1,24 +1,26 @@
-"""What of a run is written to a file: every tensor with a name and named dimensions, and the rest as JSON.
+"""What of a run is written to a file: every array with a name and named dimensions, and the rest as JSON.
 
     particles    a row a depth step: answers, log weights, heads, figures    [depth, chain, draw, problem, ...]
     latest       what a run has once: psi, what halted, the last state       [chain, draw, problem, ...]
 
 `chain` and `draw` together are the N trajectories, island after island, as ArviZ calls them. Both file formats keep
-beside each variable which field of `Trajectories` it is and its type there, so that a run comes back bit for bit.
+beside each variable which field of the run it is and its type there, so that a run comes back bit for bit, and as
+one of PyTorch or of JAX, whichever wrote it.
 """
 
 import json
+import math
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from probgram.checkpoint import CheckpointError, one_line
-from probgram.trajectories import Trajectories
+from probgram.run import HALF_TYPES, Run
+
+AnyRun = TypeVar("AnyRun", bound=Run[Any])
 
 FORMAT = "probgram.run/1"
 COORDINATES = ("chain", "draw", "problem", "depth", "step", "position", "input_position")  # no variables' names
@@ -44,16 +46,14 @@ _DIMENSIONS = {
     "ended": ("problem",),
     "state": ("particle", "problem"),
 }
-# Types that a file format may not know are stored as integers of the same size.
-_STORED = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class Variable(NamedTuple):
-    """A tensor of a run as a file holds it.
+    """An array of a run as a file holds it.
 
     Fields:
         name: in the file, and in ArviZ.
-        field: of `Trajectories`: `answers`, `heads.value`, `state.0` (the first leaf of the state), ...
+        field: of `Run`: `answers`, `heads.value`, `state.0` (the first leaf of the state), ...
         dims: one name for each dimension of `values`.
         values: a view, the trajectories split into chains and draws.
         latest: whether the run has it once, not for every recorded depth step.
@@ -62,11 +62,11 @@ class Variable(NamedTuple):
     name: str
     field: str
     dims: tuple[str, ...]
-    values: Tensor
+    values: Any
     latest: bool
 
 
-def islands_of(run: Trajectories) -> int:
+def islands_of(run: Run[Any]) -> int:
     """Into how many groups of equal size the trajectories fall that do not interact.
 
     A filter's own islands; 1 for a filter without, since its trajectories share ancestors; 4 for independent
@@ -82,8 +82,8 @@ def islands_of(run: Trajectories) -> int:
     )
 
 
-def flat(run: Trajectories, states: bool = True) -> dict[str, Tensor]:
-    """The tensors of a run by field; `states` and `state` only where they are asked for."""
+def flat(run: Run[Any], states: bool = True) -> dict[str, Any]:
+    """The arrays of a run by field; `states` and `state` only where they are asked for."""
     fields = {"x": run.x, "answers": run.answers, "log_weights": run.log_weights}
     fields |= {name: getattr(run, name) for name in _OPTIONAL if getattr(run, name) is not None}
     for group in ("heads", "collected"):
@@ -95,7 +95,7 @@ def flat(run: Trajectories, states: bool = True) -> dict[str, Tensor]:
     return fields
 
 
-def about(run: Trajectories) -> dict[str, Any]:
+def about(run: Run[Any]) -> dict[str, Any]:
     """What else is to be known of a run, plain values."""
     return {
         "likelihoods_only": run.likelihoods_only,
@@ -111,8 +111,8 @@ def as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, default=lambda value: value.item())
 
 
-def variables(run: Trajectories, islands: int | None = None) -> list[Variable]:
-    """Every tensor of a run that has elements, without copying, as files and ArviZ name it.
+def variables(run: Run[Any], islands: int | None = None) -> list[Variable]:
+    """Every array of a run that has elements, without copying, as files and ArviZ name it.
 
     Args:
         run: is split into chains and draws.
@@ -123,7 +123,7 @@ def variables(run: Trajectories, islands: int | None = None) -> list[Variable]:
     found: list[Variable] = []
     taken = {*COORDINATES, *(_NAMES.get(field, field) for field in _DIMENSIONS)}
     for field, values in flat(run).items():
-        if not values.numel():
+        if not math.prod(values.shape):
             continue
         group, _, own = field.partition(".")
         name = _NAMES.get(field, field)
@@ -140,45 +140,48 @@ def variables(run: Trajectories, islands: int | None = None) -> list[Variable]:
     return found
 
 
-def _split(field: str, name: str, values: Tensor, rows: int, islands: int) -> tuple[tuple[str, ...], Tensor]:
+def _split(field: str, name: str, values: Any, rows: int, islands: int) -> tuple[tuple[str, ...], Any]:
     """The dimensions of a field, and its values with the trajectories as chains and draws."""
     dims = _DIMENSIONS[field.partition(".")[0]]
     if dims[0] == "depth" and len(values) != rows:
         dims = ("step", *dims[1:])  # figures of every depth step beside answers of the last
-    rest = values.dim() - len(dims)
+    rest = len(values.shape) - len(dims)
     more = ("input_position",) if field == "x" and rest == 1 else tuple(f"{name}_dim_{i}" for i in range(rest))
     dims = (*dims, *more)
     if "particle" not in dims:
         return dims, values
     at = dims.index("particle")
-    return (*dims[:at], "chain", "draw", *dims[at + 1 :]), values.unflatten(at, (islands, -1))
+    shape = values.shape
+    split = values.reshape(*shape[:at], islands, shape[at] // islands, *shape[at + 1 :])
+    return (*dims[:at], "chain", "draw", *dims[at + 1 :]), split
 
 
-def header(run: Trajectories) -> dict[str, Any]:
-    """`about`, and what else puts a run together again: its trees of states, its tensors without elements."""
+def header(run: Run[Any]) -> dict[str, Any]:
+    """`about`, and what else puts a run together again: its trees of states, its arrays without elements."""
     empty = {
-        field: (list(zip_longest(_DIMENSIONS[field.partition(".")[0]], values.shape)), _type(values))
+        field: (list(zip_longest(_DIMENSIONS[field.partition(".")[0]], values.shape)), type_of(values))
         for field, values in flat(run).items()
-        if not values.numel()
+        if not math.prod(values.shape)
     }
     trees = {group: _structure(getattr(run, group)) for group in ("states", "state")}
     return about(run) | {"format": FORMAT, "order": list(flat(run)), "trees": trees, "empty": empty}
 
 
-def coordinates(run: Trajectories, found: Iterable[Variable]) -> dict[str, np.ndarray]:
+def coordinates(run: Run[Any], found: Iterable[Variable]) -> dict[str, np.ndarray]:
     """The coordinates of the variables' dimensions: `depth` counts depth steps, the others from 0."""
     sizes = {dim: size for v in found for dim, size in zip(v.dims, v.values.shape, strict=True)}
     named = [dim for dim in sizes if dim in ("chain", "draw", "problem", "position", "input_position")]
     return {"depth": np.array(run.depths, np.int32)} | {dim: np.arange(sizes[dim], dtype=np.int32) for dim in named}
 
 
-def assembled(fields: Mapping[str, Tensor], said: Mapping[str, Any], where: Any) -> Trajectories:
+def assembled(fields: Mapping[str, Any], said: Mapping[str, Any], where: Any, kind: type[AnyRun]) -> AnyRun:
     """Put a run together again.
 
     Args:
         fields: as `flat` gave them.
         said: as `header` or `about` gave it.
         where: the file, for the message.
+        kind: the class of the run.
 
     Raises:
         CheckpointError: something is missing, or does not fit.
@@ -187,10 +190,10 @@ def assembled(fields: Mapping[str, Tensor], said: Mapping[str, Any], where: Any)
         known = ("likelihoods_only", "task", "seed", "settings")
         rest: dict[str, Any] = {name: said[name] for name in known}
         rest |= {"depths": tuple(said["depths"]), "heads": {}, "collected": {}}
-        leaves: dict[str, list[Tensor]] = {"states": [], "state": []}
+        leaves: dict[str, list[Any]] = {"states": [], "state": []}
         sizes = {"depth": len(rest["depths"]), "problem": fields["log_weights"].shape[2]}
         empty = {
-            field: torch.empty([sizes.get(dim, n) for dim, n in shape], dtype=_dtype(dtype))
+            field: kind.as_stored(np.empty([sizes.get(dim, n) for dim, n in shape], _stored(dtype)), dtype)
             for field, (shape, dtype) in said.get("empty", {}).items()
         }
         every = {**fields, **empty}
@@ -206,7 +209,7 @@ def assembled(fields: Mapping[str, Tensor], said: Mapping[str, Any], where: Any)
                 rest[field] = value
         for group, structure in said.get("trees", {}).items():
             rest[group] = _tree(structure, iter(leaves[group]))
-        return Trajectories(**rest)
+        return kind(**rest)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
         raise CheckpointError(f"{where} is not a whole run of this version: {one_line(error)}") from error
 
@@ -214,15 +217,29 @@ def assembled(fields: Mapping[str, Tensor], said: Mapping[str, Any], where: Any)
 # -- arrays ---------------------------------------------------------------------------------------------------
 
 
-def as_array(values: Tensor) -> np.ndarray:
-    """A tensor as NumPy knows it; on the CPU it is a view."""
+def as_array(values: Any) -> np.ndarray:
+    """An array of either library as NumPy knows it, half types as integers; on the CPU it is a view."""
+    if not hasattr(values, "detach"):
+        values = np.asarray(values)
+        return values.view(np.int16) if type_of(values) in HALF_TYPES else values
     values = values.detach().cpu()
-    return values.view(_STORED[values.dtype]).numpy() if values.dtype in _STORED else values.numpy()
+    if type_of(values) not in HALF_TYPES:
+        return values.numpy()
+    import torch  # which made the tensor
+
+    return values.view(torch.int16).numpy()
+
+
+def widened(values: Any) -> np.ndarray:
+    """An array of either library to compute with, half types as float32; on the CPU it is a view."""
+    if type_of(values) in HALF_TYPES:
+        values = values.float() if hasattr(values, "detach") else values.astype(np.float32)
+    return as_array(values)
 
 
 def attributes(variable: Variable) -> dict[str, str]:
     """What is written beside a variable so that it is found again."""
-    return {"field": variable.field, "type": _type(variable.values)}
+    return {"field": variable.field, "type": type_of(variable.values)}
 
 
 def chunks(shape: tuple[int, ...], dims: tuple[str, ...], itemsize: int) -> tuple[int, ...]:
@@ -239,23 +256,27 @@ def chunks(shape: tuple[int, ...], dims: tuple[str, ...], itemsize: int) -> tupl
 
 
 def read(
-    found: Iterable[tuple[tuple[str, ...], Mapping[str, Any], Any]], rows: int, problems: slice
-) -> dict[str, Tensor]:
-    """Read variables into tensors by field.
+    found: Iterable[tuple[tuple[str, ...], Mapping[str, Any], Any]],
+    rows: int,
+    problems: slice,
+    kind: type[Run[Any]],
+) -> dict[str, Any]:
+    """Read variables into arrays by field.
 
     Args:
         found: dimensions, attributes and array of each.
         rows: how many rows over depth.
         problems: which problems.
+        kind: of the run they are for.
     """
-    fields: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
     for dims, beside, array in found:
         index = tuple(slice(rows) if d == "depth" else problems if d == "problem" else slice(None) for d in dims)
-        dtype = _dtype(beside["type"])
-        values = torch.from_numpy(np.require(array[index], requirements=["C", "W"]))
-        values = values.view(dtype) if dtype in _STORED else values.to(dtype)
-        at = dims.index("chain") if "chain" in dims else None
-        fields[beside["field"]] = values if at is None else values.flatten(at, at + 1)
+        values = np.require(array[index], requirements=["C", "W"])
+        if "chain" in dims:
+            at, shape = dims.index("chain"), values.shape
+            values = values.reshape(*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
+        fields[beside["field"]] = kind.as_stored(values, beside["type"])
     return fields
 
 
@@ -273,23 +294,25 @@ def chosen(problems: slice | None, number: int) -> slice:
     return slice(start, stop, step)
 
 
-def _type(values: Tensor) -> str:
+def type_of(values: Any) -> str:
+    """The name of an array's type, which both libraries agree on."""
     return str(values.dtype).removeprefix("torch.")
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"there is no type {name!r}")
-    return dtype
+def _stored(dtype: str) -> str:
+    return "int16" if dtype in HALF_TYPES else dtype
 
 
 # -- trees of states ------------------------------------------------------------------------------------------
 
 
-def leaves(state: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """The tensors of a state, each with the keys and fields that lead to it; nothing for None."""
-    if isinstance(state, Tensor):
+def leaves(state: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The arrays of a state, each with the keys and fields that lead to it; nothing for None.
+
+    Raises:
+        CheckpointError: a part of it is something else, for which a file has no place.
+    """
+    if hasattr(state, "dtype"):
         yield path, state
     elif isinstance(state, dict):
         for key, part in state.items():
@@ -297,11 +320,16 @@ def leaves(state: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
     elif isinstance(state, tuple):
         for name, part in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
             yield from leaves(part, (*path, str(name)))
+    elif state is not None:
+        raise CheckpointError(
+            f"a state that is saved must be an array, a NamedTuple, a tuple or a dict of them, got "
+            f"{type(state).__name__}"
+        )
 
 
 def _structure(state: Any) -> Any:
-    """A state without its tensors, for JSON."""
-    if state is None or isinstance(state, Tensor):
+    """A state without its arrays, for JSON."""
+    if state is None or hasattr(state, "dtype"):
         return None if state is None else "tensor"
     if isinstance(state, dict):
         return {"dict": [[key, _structure(part)] for key, part in state.items()]}
@@ -310,7 +338,7 @@ def _structure(state: Any) -> Any:
     return {"tuple": parts} if fields is None else {"named": type(state).__name__, "fields": fields, "tuple": parts}
 
 
-def _tree(structure: Any, leaves: Iterator[Tensor]) -> Any:
+def _tree(structure: Any, leaves: Iterator[Any]) -> Any:
     """The state again; a NamedTuple is one of the same name and fields, whatever its class was."""
     if structure is None:
         return None

@@ -9,12 +9,13 @@ from typing import Any
 
 from probgram import fields
 from probgram.checkpoint import CheckpointError, one_line, replaced
-from probgram.trajectories import Trajectories
+from probgram.fields import AnyRun
+from probgram.run import Run
 
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
-def write(path: str | Path, run: Trajectories) -> Path:
+def write(path: str | Path, run: Run[Any]) -> Path:
     """Write a run atomically.
 
     Raises:
@@ -59,8 +60,8 @@ def _write_variable(group: Any, variable: fields.Variable) -> None:
         target[start : start + pieces[0]] = fields.as_array(values[start : start + pieces[0]])
 
 
-def read(path: str | Path, problems: slice | None = None) -> Trajectories:
-    """Read a run; see `Trajectories.load`.
+def read(path: str | Path, kind: type[AnyRun], problems: slice | None = None) -> AnyRun:
+    """Read a run of a kind; see `Run.load`.
 
     Raises:
         CheckpointError: no such file, damaged, or not a run.
@@ -78,9 +79,9 @@ def read(path: str | Path, problems: slice | None = None) -> Trajectories:
             some = fields.chosen(problems, particles.dimensions["problem"].size)
             groups = (particles, file["latest"])
             found = [v for group in groups for v in group.variables.values() if "field" in v.attrs]
-            tensors = fields.read(((v.dimensions, v.attrs, v) for v in found), len(said["depths"]), some)
+            tensors = fields.read(((v.dimensions, v.attrs, v) for v in found), len(said["depths"]), some, kind)
     except CheckpointError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole netCDF file of a run: {one_line(error)}") from error
-    return fields.assembled(tensors, said, path)
+    return fields.assembled(tensors, said, path, kind)

@@ -4,21 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probgram.trajectories import Trajectories
+from probgram.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
-    from probgram.chain import Chain
     from probgram.inference.confidence import Confidence
     from probgram.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The answers to one problem.
+    """The answers to one problem: tensors on the host, or with the backend "jax" arrays of NumPy.
 
     Attributes:
         answers: the different answers, the most probable first, `[M, L]`.
@@ -31,10 +28,10 @@ class Solution:
         abstain_below: the confidence below which no answer is given; None: answers are always given.
     """
 
-    answers: "Tensor"
-    shares: "Tensor"
-    verified: "Tensor | None"
-    run: Trajectories
+    answers: Any
+    shares: Any
+    verified: Any
+    run: Run[Any]
     task: "Task"
     confidence: float
     abstain_below: float | None = None
@@ -57,7 +54,7 @@ class Solution:
         pictures = [f"share {share:.2f}\n{self.task.decode(answer)}" for answer, share in self.accepted()]
         return "\n\n".join(pictures) or "no answer passed verification"
 
-    def accepted(self) -> "list[tuple[Tensor, float]]":
+    def accepted(self) -> list[tuple[Any, float]]:
         """The verified answers `[L]` with their shares; all, if the task cannot verify; none, if it abstained."""
         if self.abstained:
             return []
@@ -66,52 +63,61 @@ class Solution:
 
 
 def solve(
-    model: "str | Path | Chain",
+    model: Any,
     problem: Any,
     width: int = 20,
     depth: int | None = None,
     seed: int = 0,
     task: "Task | str | None" = None,
-    potential: "Callable[..., Tensor] | None" = None,
+    potential: "Callable[..., Any] | None" = None,
     abstain_below: float | None = None,
     confidence: "Confidence | None" = None,
+    backend: str | None = None,
     **filter: Any,
 ) -> Solution:
     """Answer one problem with `width` trajectories: independent ones, or under a potential a particle filter's.
 
     Args:
-        model: a shipped name ("queens8"), a weight file, or a chain.
+        model: a shipped name ("queens8"), a weight file, or a chain, of PyTorch or of JAX.
         problem: whatever `task.encode` reads, for queens `Q` and `.` or a list of columns.
         width: trajectories.
         depth: depth steps; None: `usual_depth`.
         seed: same seed, same answers.
         task: the problem family, or the name of a built-in one; None: the one the weights were trained on.
-        potential: what makes a trajectory worth keeping between depth steps, `probgram.inference.potentials`;
-            None: nothing, the trajectories are independent.
+        potential: what makes a trajectory worth keeping between depth steps, `probgram.inference.potentials` (or
+            `probgram.inference.on_jax.potentials`); None: nothing, the trajectories are independent.
         abstain_below: give no answer where the confidence is below, from 0 to 1; None: answer in any case.
         confidence: how sure a run is of the most probable answer, from `probgram.inference.confidence`: `halt` or
             `value`, what a head says of the trajectories that gave it; `share`, how many gave it, which is low also
             where several answers are right; `expected(energy(task))`, how close all trajectories come to an answer,
             the surest where the task can count violations without knowing the answers. None: `halt` where the chain
             has that head, else `share`.
+        backend: "torch", or "jax" (extra `jax`); None: that of the chain, and torch for weights by name or file.
         **filter: under a potential, further arguments of `smc.run`: `resample`, `ess_threshold`, ...
 
     Returns:
         The distinct answers with their shares, each verified, on the host.
 
     Raises:
-        ValueError: the problem cannot be read, a size is below 1, there is no task to read it with, or the chain
-            lacks the head that a confidence needs.
+        ValueError: the problem cannot be read, a size is below 1, there is no task to read it with, the chain lacks
+            the head that a confidence needs, or the backend is not installed or not that of the chain.
         CheckpointError: the weights cannot be loaded.
     """
     from probgram import tasks
-    from probgram.checkpoint import load_chain
+    from probgram.backends import backend_of, inference, load_chain, seeded
     from probgram.inference.confidence import usual
-    from probgram.inference.sampling import sample
+    from probgram.trajectories import as_trajectories
 
     if abstain_below is not None and not 0 <= abstain_below <= 1:
         raise ValueError(f"abstain_below must be between 0 and 1, got {abstain_below}")
-    chain = load_chain(model) if isinstance(model, str | Path) else model
+    if isinstance(model, str | Path):
+        backend = "torch" if backend is None else backend
+        chain = load_chain(model, backend)
+    else:
+        chain, asked = model, backend
+        backend = backend_of(chain)
+        if asked not in (None, backend):
+            raise ValueError(f"backend must be {backend!r}, which the chain is of, got {asked!r}")
     if task is None:
         task = trained_on(chain)
     elif isinstance(task, str):
@@ -121,23 +127,27 @@ def solve(
     if potential is None:
         if filter:
             raise ValueError(f"{', '.join(filter)} says how to filter, which needs a potential")
-        run = sample(chain, x, width, depth, seed, task=task.name)
+        run = inference(backend, "sampling").sample(chain, x, width, depth, seed, task=task.name)
     else:
-        from probgram.inference import smc
-
-        run = smc.run(chain, x, width=width, depth=depth, seed=seed, task=task.name, potential=potential, **filter)
-    answers, shares = (part.cpu() for part in run.distinct(0))
+        filter |= {"width": width, "depth": depth, "task": task.name, "potential": potential}
+        run = inference(backend, "smc").run(chain, x, **seeded(backend, seed), **filter)
+    answers, shares = run.distinct(0)
+    given = run.x[0]
+    if backend == "torch":
+        answers, shares, given = answers.cpu(), shares.cpu(), given.cpu()
     try:
-        verified = task.verify(run.x[0].cpu(), answers)
+        verified = task.verify(given, answers)
     except tasks.UnknownAnswers:
         verified = None
     sure = 0.0  # where all weights vanished
     if len(answers):
-        sure = float((usual if confidence is None else confidence)(run, answers[:1].to(run.x.device), -1))
+        seen = as_trajectories(run)
+        first = seen.distinct(0).answers[:1]
+        sure = float((usual if confidence is None else confidence)(seen, first, -1))
     return Solution(answers, shares, verified, run, task, sure, abstain_below)
 
 
-def usual_depth(chain: "Chain") -> int:
+def usual_depth(chain: Any) -> int:
     """The depth steps at which a chain's weights were evaluated; 16 where they do not say.
 
     A network without deep supervision, such as a looped transformer, does not keep its answer beyond that.
@@ -145,7 +155,7 @@ def usual_depth(chain: "Chain") -> int:
     return (chain.about.get("evaluation") or {}).get("depth", 16)
 
 
-def trained_on(chain: "Chain") -> "Task":
+def trained_on(chain: Any) -> "Task":
     """The task that a chain's weights say they were trained on, held out as it was then.
 
     Raises:

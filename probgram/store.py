@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from probgram import fields
 from probgram.checkpoint import CheckpointError, one_line
-from probgram.trajectories import Trajectories
+from probgram.fields import AnyRun
+from probgram.run import Run
 
 # Settings that a run must go on with.
 _CHOICES = ("weights", "width", "islands", "decode", "halt_probability", "potential", "guided", "resample")
@@ -35,7 +35,7 @@ class Store:
         CheckpointError: the folder exists, or holds another run than `start`.
     """
 
-    def __init__(self, path: str | Path, start: Trajectories | None = None) -> None:
+    def __init__(self, path: str | Path, start: Run[Any] | None = None) -> None:
         zarr, self.path = _zarr(), Path(path)
         if self.path.suffix != ".zarr":
             raise CheckpointError(f"a store is a folder that ends in .zarr, got {path}")
@@ -66,7 +66,7 @@ class Store:
         for name in set(root.group_keys()) - {"particles", "latest"}:  # posterior and so on, of fewer depth steps
             del root[name]
 
-    def append(self, run: Trajectories) -> None:
+    def append(self, run: Run[Any]) -> None:
         """Add the depth steps of `run` to those that are there; its figures of earlier ones are there already.
 
         Raises:
@@ -90,7 +90,7 @@ class Store:
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error.strerror or error}") from error
 
-    def extend(self, run: Trajectories) -> None:
+    def extend(self, run: Run[Any]) -> None:
         """Write a run as it is; figures may have more rows than answers."""
         particles = self.groups["particles"]
         rows = self.rows + len(run.depths)
@@ -112,18 +112,19 @@ class Store:
         particles.update_attributes({"run": fields.as_json(header | {"depths": depths})})
         self.rows = rows
 
-    def _with_ancestors(self, run: Trajectories) -> Trajectories:
+    def _with_ancestors(self, run: Run[Any]) -> Run[Any]:
         """Ancestors in every row as soon as they are in one: who was not resampled is its own."""
         known = "ancestor" in self.groups["particles"]
         if (run.ancestors is not None) == known:
             return run
-        own = torch.arange(run.width, dtype=torch.int32)[:, None].expand(len(run.depths), run.width, run.problems)
+        slots = np.arange(run.width, dtype=np.int32)[:, None]
+        own = np.broadcast_to(slots, (len(run.depths), run.width, run.problems))
         plain = replace(run, ancestors=own)
         if known:
             return plain
         variable = next(v for v in fields.variables(plain) if v.field == "ancestors")
         array = self._array(self.groups["particles"], variable)
-        _add_rows(array, variable.values[:1].expand(self.rows, -1, -1, -1))
+        _add_rows(array, np.broadcast_to(variable.values[:1], (self.rows, *variable.values.shape[1:])))
         return run
 
     def _array(self, group: Any, variable: fields.Variable) -> Any:
@@ -144,7 +145,7 @@ class Store:
         )
 
 
-def write(path: str | Path, run: Trajectories) -> Path:
+def write(path: str | Path, run: Run[Any]) -> Path:
     """Write a whole run, so that a reader sees the old folder or the new one.
 
     Raises:
@@ -176,8 +177,8 @@ def write(path: str | Path, run: Trajectories) -> Path:
     return path
 
 
-def read(path: str | Path, problems: slice | None = None) -> Trajectories:
-    """Read a run, or the depth steps of one that has not ended; see `Trajectories.load`.
+def read(path: str | Path, kind: type[AnyRun], problems: slice | None = None) -> AnyRun:
+    """Read a run of a kind, or the depth steps of one that has not ended; see `Run.load`.
 
     Raises:
         CheckpointError: no such folder, damaged, or not a run.
@@ -189,12 +190,12 @@ def read(path: str | Path, problems: slice | None = None) -> Trajectories:
         found = [array for group in groups for array in group.array_values() if "field" in array.attrs]
         some = fields.chosen(problems, root["particles/log_weight"].shape[-1])
         source = ((array.metadata.dimension_names, array.attrs, array) for array in found)
-        tensors = fields.read(source, rows, some)
+        arrays = fields.read(source, rows, some, kind)
     except CheckpointError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole run of this version: {one_line(error)}") from error
-    return fields.assembled(tensors, said, path)
+    return fields.assembled(arrays, said, path, kind)
 
 
 def _open(path: Path, mode: str) -> tuple[Any, dict[str, Any]]:
@@ -212,7 +213,7 @@ def _open(path: Path, mode: str) -> tuple[Any, dict[str, Any]]:
     return root, json.loads(said)
 
 
-def _add_rows(array: Any, values: torch.Tensor) -> None:
+def _add_rows(array: Any, values: Any) -> None:
     """Write rows behind those that are there, a chunk of them at a time."""
     first, piece = array.shape[0], array.chunks[0]
     end = first + len(values)

@@ -1,24 +1,20 @@
-"""What a run returns: weighted latent trajectories, their lines, their answers; saved and loaded.
+"""What a run returns: weighted latent trajectories, their lines, their answers.
 
 Values are recorded after reweighting and before the next resampling. `ancestors[s]` maps slots at depth
 step s to slots at s - 1, so once resampling has happened a slot is not a trajectory: `lines()` traces
 ancestry, and whatever is drawn over depth must use it.
 """
 
-import json
-import warnings
-from dataclasses import dataclass, field, replace
-from numbers import Integral
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from probgram import checkpoint
+from probgram.run import HALF_TYPES, Run, warn_untilted
 from probgram.state import map_state, widest
-
-FORMAT = "probgram.trajectories/1"
 
 
 class DistinctAnswers(NamedTuple):
@@ -40,114 +36,29 @@ def normalised(log_weights: Tensor) -> Tensor:
     return torch.where(total.isneginf(), 0.0, (log_weights - total).exp())
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectories:
-    """N weighted trajectories of B problems over S recorded depth steps.
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectories(Run[Tensor]):
+    """N weighted trajectories of B problems over S recorded depth steps, as PyTorch's tensors.
 
-    Attributes:
-        x: the problems, `[B, ...]`.
-        answers: decoded answers, smallest unsigned or signed type that fits, `[S, N, B, L]`.
-        log_weights: float32 or wider, `[S, N, B]`; those of `sample` are zero, those of the filter normalised.
-        ancestors: int32 `[S, N, B]`, or None where nothing was resampled (every slot is its own ancestor).
-        heads: logits by name, `[S, N, B]` each.
-        kl: KL(q || p) in nats of each depth step's transitions, `[S, N, B]`, where a guide proposed; else None.
-        log_normalizer: running log Z in nats, a row for every depth step; zero where nothing weighs.
-        log_potential: log psi of the last depth step, `[N, B]`; None without a filter.
-        effective: effective sample size at every depth step, for runs that record fewer rows than steps.
-        collected: what `collect` gave, `[S, B, ...]` each.
-        states: the latents of every recorded row, leaves `[S, N, B, ...]`, where they were asked for; else None.
-        likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
-        halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
-        ended: depth step at which each problem of a filter ended, int32 `[B]`, where they may differ; else None.
-        state: the last state, to go on from: the filter's, or that of `sample` with `keep="latents"`; else None.
-        depths: depth step of each recorded row, `[S]`, counted from 1.
-        task: name of the task, "" where there is none.
-        seed: the run's seed.
-        settings: how the run was made, plain values (written to files).
+    `Run` says what its fields hold, and has its sizes, files and conversion to ArviZ.
     """
 
-    x: Tensor
-    answers: Tensor
-    log_weights: Tensor
-    ancestors: Tensor | None = None
-    heads: dict[str, Tensor] = field(default_factory=dict)
-    kl: Tensor | None = None
-    log_normalizer: Tensor | None = None
-    log_potential: Tensor | None = None
-    effective: Tensor | None = None
-    collected: dict[str, Tensor] = field(default_factory=dict)
-    states: Any = None
-    likelihoods_only: bool = False
-    halted: Tensor | None = None
-    ended: Tensor | None = None
-    state: Any = None
-    depths: tuple[int, ...] = ()
-    task: str = ""
-    seed: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
+    library: ClassVar[str] = "torch"
+    framework: ClassVar[str] = "pt"
 
-    def __post_init__(self) -> None:
-        if self.answers.dim() != 4 or self.answers.shape[:3] != self.log_weights.shape:
-            raise ValueError(
-                "answers must be [S, N, B, L] and log_weights [S, N, B], got "
-                f"{list(self.answers.shape)} and {list(self.log_weights.shape)}"
-            )
-        if not self.depths:
-            object.__setattr__(self, "depths", tuple(range(1, len(self.answers) + 1)))
+    @staticmethod
+    def as_stored(values: np.ndarray, dtype: str) -> Tensor:
+        """An array that a file holds as a tensor of a type; half types are stored as integers."""
+        wanted = getattr(torch, dtype, None)
+        if not isinstance(wanted, torch.dtype):
+            raise ValueError(f"there is no type {dtype!r}")
+        tensor = torch.from_numpy(values)
+        return tensor.view(wanted) if dtype in HALF_TYPES else tensor.to(wanted)
 
-    # -- shape ------------------------------------------------------------------------------------------------
-
-    @property
-    def depth(self) -> int:
-        """Depth steps that were run."""
-        return self.depths[-1]
-
-    @property
-    def width(self) -> int:
-        """N, trajectories a problem."""
-        return self.answers.shape[1]
-
-    @property
-    def problems(self) -> int:
-        """B."""
-        return self.answers.shape[2]
-
-    def __len__(self) -> int:
-        """The number of problems."""
-        return self.problems
-
-    def __repr__(self) -> str:
-        """One line: sizes, task, effective sample size."""
-        name = f"{self.task}, " if self.task else ""
-        return (
-            f"Trajectories({name}{self.problems} problems × {self.width} trajectories × {self.depth} depth steps, "
-            f"ESS {float(self.ess[-1].mean()):.1f}, seed {self.seed})"
-        )
-
-    def __getitem__(self, problem: int | slice | Tensor) -> "Trajectories":
-        """Keep some problems: an index, a slice or a tensor of indices; the problem dimension stays."""
-        if isinstance(problem, Integral):
-            problem = int(problem)
-            if not -self.problems <= problem < self.problems:
-                raise IndexError(f"problem must be below {self.problems}, got {problem}")
-            problem = slice(problem, problem + 1 or None)
-        return replace(
-            self,
-            x=self.x[problem],
-            answers=self.answers[:, :, problem],
-            log_weights=self.log_weights[:, :, problem],
-            ancestors=None if self.ancestors is None else self.ancestors[:, :, problem],
-            heads={name: value[:, :, problem] for name, value in self.heads.items()},
-            kl=None if self.kl is None else self.kl[:, :, problem],
-            log_normalizer=None if self.log_normalizer is None else self.log_normalizer[:, problem],
-            log_potential=None if self.log_potential is None else self.log_potential[:, problem],
-            effective=None if self.effective is None else self.effective[:, problem],
-            collected={name: value[:, problem] for name, value in self.collected.items()},
-            states=None if self.states is None else map_state(lambda leaf: leaf[:, :, problem], self.states),
-            halted=None if self.halted is None else self.halted[:, problem],
-            ended=None if self.ended is None else self.ended[problem],
-            state=None if self.state is None else map_state(lambda leaf: leaf[:, problem], self.state),
-        )
+    @staticmethod
+    def each_leaf(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+        """Apply a function to every leaf of a state."""
+        return map_state(function, state)
 
     # -- weights ----------------------------------------------------------------------------------------------
 
@@ -165,26 +76,6 @@ class Trajectories:
         return torch.where(squares > 0, 1 / squares, 0.0)
 
     @property
-    def log_evidence(self) -> Tensor:
-        """Log p(observations) in nats, `[S, B]`.
-
-        Under an annealed likelihood or a look-ahead only the last row is evidence; the others are NaN.
-
-        Raises:
-            ValueError: a factor of the run was not a likelihood, so log Z is not evidence for anything.
-        """
-        if not self.likelihoods_only or self.log_normalizer is None:
-            raise ValueError(
-                "log_evidence exists only where every factor is a likelihood of observations; "
-                "use log_normalizer for runs with other potentials, or with none"
-            )
-        if self.settings.get("evidence") != "last":
-            return self.log_normalizer
-        last = torch.full_like(self.log_normalizer, torch.nan)
-        last[-1] = self.log_normalizer[-1]
-        return last
-
-    @property
     def untilted(self) -> "Trajectories":
         """The same trajectories weighted without the last potential, psi_t divided out.
 
@@ -198,14 +89,7 @@ class Trajectories:
         log_weights = torch.where(self.log_potential.isneginf(), last, last - self.log_potential)
         log_weights = torch.cat([self.log_weights[:-1], log_weights[None]])
         plain = replace(self, log_weights=log_weights, effective=None, log_potential=None)
-        low = (plain.ess[-1] < max(2.0, 0.1 * self.width)).nonzero()[:, 0].tolist()
-        if low:
-            warnings.warn(
-                f"without the potential problems {low[:8]}{' and more' if len(low) > 8 else ''} have an effective "
-                f"sample size below {max(2.0, 0.1 * self.width):.0f} of {self.width}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        warn_untilted(plain.ess[-1], self.width)
         return plain
 
     # -- lines and answers ------------------------------------------------------------------------------------
@@ -273,82 +157,7 @@ class Trajectories:
         totals = torch.zeros_like(weights).index_add_(0, index, weights)
         return index.reshape(n, b), totals[index].reshape(n, b)
 
-    # -- files ------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
-        """Write the run to a file, atomically; how, its ending says.
-
-        `.safetensors`: one file of tensors; `state` and `states` are not kept.
-        `.nc`: netCDF 4, all of the run and beside it the groups of `to_arviz`, so that `arviz.from_netcdf` and
-        xarray read it.
-        `.zarr`: the same as a folder in Zarr 3 (extra `zarr`), which `sample(..., store=path)` also writes, as it
-        goes.
-
-        Returns:
-            The path written.
-
-        Raises:
-            CheckpointError: another ending, or the file cannot be written.
-        """
-        match Path(path).suffix:
-            case ".safetensors":
-                from probgram.fields import about, as_json, flat
-
-                said = {"format": FORMAT, "run": as_json(about(self))}
-                return checkpoint.write_tensors(path, flat(self, states=False), said)
-            case ".nc":
-                from probgram import netcdf
-
-                return netcdf.write(path, self)
-            case ".zarr":
-                from probgram import store
-
-                return store.write(path, self)
-        raise checkpoint.CheckpointError(f"a run is saved as .safetensors, .nc or .zarr, got {path}")
-
-    @classmethod
-    def load(cls, path: str | Path, problems: slice | None = None) -> "Trajectories":
-        """Read a run that `save` wrote, or what there is of one that `sample(..., store=path)` is writing.
-
-        Args:
-            path: the file or folder; its ending says what it is.
-            problems: read only these, `slice(0, 100)`, of a run that is larger than memory; None: all.
-
-        Returns:
-            The run, on the CPU. NamedTuples of a state come back as NamedTuples of the same name and fields.
-
-        Raises:
-            CheckpointError: no such file, damaged, or not a run.
-        """
-        match Path(path).suffix:
-            case ".nc":
-                from probgram import netcdf
-
-                return netcdf.read(path, problems)
-            case ".zarr":
-                from probgram import store
-
-                return store.read(path, problems)
-        from probgram.fields import assembled, chosen
-
-        tensors, metadata = checkpoint.read_tensors(path)
-        if metadata.get("format") != FORMAT:
-            raise checkpoint.CheckpointError(f"{path} is not a saved run (format {metadata.get('format')!r})")
-        run = assembled(tensors, json.loads(metadata.get("run", "{}")), path)
-        return run if problems is None else run[chosen(problems, run.problems)]
-
-    def to_arviz(
-        self,
-        layout: Literal["particles", "depth"] = "particles",
-        *,
-        islands: int | None = None,
-        burn_in: int | None = None,
-        y: Any = None,
-    ) -> Any:
-        """Hand the run to ArviZ: InferenceData (arviz 0.x) or a DataTree (arviz 1.x), with the same groups.
-
-        See `probgram.export.to_arviz`, which says what the groups hold.
-        """
-        from probgram.export import to_arviz
-
-        return to_arviz(self, layout, islands=islands, burn_in=burn_in, y=y)
+def as_trajectories(run: Run[Any]) -> Trajectories:
+    """A run of either library as one of PyTorch's, without copying where it is one, or on the host."""
+    return run if isinstance(run, Trajectories) else run.to_torch()

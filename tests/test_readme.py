@@ -1,11 +1,12 @@
 """Every snippet and command of the README and of docs/ runs, in order, as a reader would paste them.
 
 Long trainings take a few steps. `make demo` and `make test` are stages of CI itself, and so is `pip install`. A
-snippet below `<!-- needs cuda -->` is skipped where there is none.
+snippet below `<!-- needs cuda -->`, or another word of `THERE`, is skipped where there is none.
 """
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from probgram.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")))
-THERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+THERE = {
+    "cuda": torch.cuda.is_available(),
+    "mps": torch.backends.mps.is_available(),
+    "jax": find_spec("numpyro") is not None,
+}
 
 
 def fences(page: str, language: str) -> list[tuple[str, str]]:

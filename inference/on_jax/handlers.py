@@ -176,13 +176,13 @@ class seeded(_Handler):  # noqa: N801
 
     Args:
         key: of this depth step, `jax.random.fold_in(key, t)`.
-        first_particle: index of this chunk's first particle in the whole run, a multiple of `block`.
+        first_particle: index of this chunk's first particle in the whole run, a multiple of `block`; may be traced.
         block: particles that share a key. The filter, which cannot be split by width, takes all of them.
     """
 
-    def __init__(self, key: Array, first_particle: int = 0, block: int = BLOCK) -> None:
+    def __init__(self, key: Array, first_particle: Any = 0, block: int = BLOCK) -> None:
         super().__init__()
-        if first_particle % block:
+        if not isinstance(first_particle, Array) and first_particle % block:
             raise ValueError(f"a chunk must start at a multiple of {block} particles, got {first_particle}")
         self.key, self.first_block, self.block, self.site = key, first_particle // block, block, 0
 
@@ -217,7 +217,7 @@ class seeded(_Handler):  # noqa: N801
         first, count = self.first_block, -(-n // self.block)
         if count == 1:
             return jax.random.normal(jax.random.fold_in(key, first), shape, dtype)
-        keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(jnp.arange(first, first + count))
+        keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(first + jnp.arange(count))
         noise = jax.vmap(lambda k: jax.random.normal(k, (self.block, *shape[1:]), dtype))(keys)
         return noise.reshape(-1, *shape[1:])[:n]
 
@@ -308,6 +308,17 @@ def divergence(q: dist.Distribution, p: dist.Distribution) -> Array:
     return kl_divergence(q, p)
 
 
+def mode(fn: dist.Distribution) -> Array:
+    """The most probable value, which NumPyro has for few: of categoricals; of continuous ones the mean."""
+    found = _categorical(fn)
+    if found is not None:
+        return found[0].argmax(-1)
+    try:
+        return fn.mode
+    except NotImplementedError:
+        return fn.mean
+
+
 def _categorical(fn: dist.Distribution) -> tuple[Array, int] | None:
     events = len(fn.event_shape)
     shape, fn = fn.batch_shape + fn.event_shape, _inner(fn)
@@ -352,6 +363,8 @@ def present_log_prob(fn: dist.Distribution, value: Array) -> Array:
         return fn.log_prob(value)
     if isinstance(fn, ExpandedDistribution):
         return jnp.broadcast_to(present_log_prob(fn.base_dist, value), fn.batch_shape)
+    if isinstance(fn, MaskedDistribution):
+        return jnp.where(fn._mask, present_log_prob(fn.base_dist, value), 0.0)
     if isinstance(fn, dist.Independent):
         inner = present_log_prob(fn.base_dist, value)
         return inner.reshape(*inner.shape[: inner.ndim - fn.reinterpreted_batch_ndims], -1).sum(-1)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probgram.models.on_jax.gram import GRAM as GRAM
     from probgram.models.on_jax.gram import GRAMGuide as GRAMGuide
     from probgram.models.on_jax.gram import without as without
+    from probgram.models.on_jax.looped import LoopedTransformer as LoopedTransformer
     from probgram.models.on_jax.state_space import HiddenMarkov as HiddenMarkov
     from probgram.models.on_jax.state_space import HiddenMarkovSmoother as HiddenMarkovSmoother
     from probgram.models.on_jax.state_space import LinearGaussian as LinearGaussian
@@ -24,6 +25,7 @@ _HOMES = {
     "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.on_jax.gram",
     "without": "probgram.models.on_jax.gram",
+    "LoopedTransformer": "probgram.models.on_jax.looped",
     "TRM": "probgram.models.on_jax.trm",
     "LinearGaussian": "probgram.models.on_jax.state_space",
     "LinearGaussianSmoother": "probgram.models.on_jax.state_space",

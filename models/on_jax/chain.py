@@ -17,7 +17,7 @@ Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, section
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,13 +26,13 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.contrib.control_flow import scan
-from numpyro.contrib.module import eqx_module
 
 Context = Any
 State = Any
 Proposal = Any
 Evidence = Any
 Observe = str
+Module = TypeVar("Module", "Chain", "Guide")
 
 
 class Chain(eqx.Module):
@@ -121,7 +121,7 @@ class Chain(eqx.Module):
             The last state.
         """
         _check_program(depth, observe)
-        chain: Chain = eqx_module("chain", self)
+        chain = _registered("chain", self)
         context, problems = chain.encode(x), len(x)
         with numpyro.plate("problems", problems, dim=-1):
             state = chain.init(context)
@@ -147,8 +147,8 @@ class Chain(eqx.Module):
 
         def program(x: Array, y: Array, depth: int = 8, observe: Observe = "every") -> State:
             _check_program(depth, observe)
-            chain: Chain = eqx_module("chain", self)
-            posterior: Guide = eqx_module("guide", guide)
+            chain = _registered("chain", self)
+            posterior = _registered("guide", guide)
             context, evidence, problems = chain.encode(x), posterior.encode(y), len(x)
             with numpyro.plate("problems", problems, dim=-1):
                 state = chain.init(context)
@@ -225,7 +225,13 @@ class Chain(eqx.Module):
 
 
 class Guide(eqx.Module):
-    """A variational posterior over the same sites, which sees the answer y."""
+    """A variational posterior over the same sites, which sees the answer y.
+
+    Attributes:
+        buffers: names of arrays that are no parameters, as in `Chain`.
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ()
 
     def encode(self, y: Array) -> Evidence:
         """Compute once per problem what every transition's posterior needs; `y` `[B, L]`."""
@@ -288,10 +294,22 @@ class _without_proposals(numpyro.primitives.Messenger):  # noqa: N801 - handlers
 def named_arrays(module: Any) -> dict[str, Array]:
     """Arrays of an Equinox module by name, fields and list positions joined by dots."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(module, eqx.is_array))
-    return {
-        ".".join(str(getattr(step, "name", getattr(step, "idx", None))) for step in path): leaf
-        for path, leaf in leaves
-    }
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(getattr(step, "name", getattr(step, "idx", None))) for step in path)
+
+
+def _registered(name: str, module: Module) -> Module:
+    """The module with its arrays as NumPyro's parameter `{name}$params`, as `eqx_module` does, but its buffers."""
+
+    def trained(path: Any, leaf: Any) -> bool:
+        own = _name(path)
+        return eqx.is_inexact_array(leaf) and not any(f"{own}.".startswith(f"{b}.") for b in module.buffers)
+
+    parameters, others = eqx.partition(module, jax.tree_util.tree_map_with_path(trained, module))
+    return eqx.combine(numpyro.param(f"{name}$params", lambda _: parameters), others)
 
 
 def _check_program(depth: int, observe: Observe) -> None:

@@ -135,8 +135,8 @@ class Reasoner(Chain):
             parts.append(self.embed_task(tokens[:, :1]))
             tokens = tokens[:, 1:]
         parts.append(self.embed(tokens.clip(min=0)))
-        if padded is None:
-            padded = isinstance(tokens, jax.core.Tracer) or bool((tokens < 0).any())
+        if padded is None:  # by NumPy: while something else is traced, JAX traces what is asked of a given x too
+            padded = isinstance(x, jax.core.Tracer) or bool((np.asarray(x)[:, len(parts) - 1 :] < 0).any())
         mask = jnp.pad(tokens >= 0, ((0, 0), (len(parts) - 1, 0)), constant_values=True) if padded else None
         return Context(jnp.concatenate(parts, 1), mask)
 

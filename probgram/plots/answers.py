@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.fields import as_array
 from probgram.tasks.task import UnknownAnswers
 
 if TYPE_CHECKING:
+    from probgram.run import Run
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 WRONG = "✗"
 
@@ -71,7 +72,7 @@ def percent(share: float) -> str:
     return f"{share:.0%}"
 
 
-def named_answers(run: "Trajectories", task: "Task | None", problem: int) -> NamedAnswers:
+def named_answers(run: "Run[Any]", task: "Task | None", problem: int) -> NamedAnswers:
     """Name the answers of one problem.
 
     Args:
@@ -83,7 +84,7 @@ def named_answers(run: "Trajectories", task: "Task | None", problem: int) -> Nam
         ValueError: the run has no answers.
     """
     single = run[problem]
-    given = single.answers[:, :, 0].cpu().numpy()  # [S, N, L]
+    given = as_array(single.answers[:, :, 0])  # [S, N, L]
     steps, width, length = given.shape
     if not length:
         raise ValueError("the run has no answers: its model reads none out of its states")
@@ -91,14 +92,14 @@ def named_answers(run: "Trajectories", task: "Task | None", problem: int) -> Nam
         given.reshape(-1, length), axis=0, return_index=True, return_inverse=True
     )  # numbered in lexicographic order
     number = number.reshape(steps, width)
-    weights = single.weights[-1, :, 0].cpu().numpy().astype(np.float64)
+    weights = as_array(single.weights[-1, :, 0]).astype(np.float64)
     shares = np.bincount(number[-1], weights, len(answers)).astype(np.float64)
-    right = None if task is None else _verified(task, single.x[0].cpu().numpy(), answers)
+    right = None if task is None else _verified(task, as_array(single.x[0]), answers)
     # Right, then probable, then early; lexicographic where all are equal, as `Trajectories.distinct` has it.
     before = np.where(shares > 0, 0, first // width)
     order = np.lexsort((before, -_rounded(shares), np.zeros(len(answers)) if right is None else ~right))
     number = np.argsort(order)[number]
-    lines = single.lines()[..., 0].cpu().numpy()
+    lines = as_array(single.lines()[..., 0])
     return NamedAnswers(
         answers[order],
         shares[order],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.fields import as_array
 from probgram.plots import axes
 from probgram.plots.answers import WRONG, NamedAnswers, named_answers, percent
 from probgram.plots.boards import board, frame
@@ -14,8 +15,8 @@ from probgram.plots.palette import GREY, INK, ink_on, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from probgram.run import Run
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 CELLS_WITH_LETTERS = 1_000  # cells beyond which letters would be specks
 STAYS = "•"  # at the same wrong answer
@@ -23,7 +24,7 @@ LABELS = 40  # share labels that fit beside a picture
 
 
 def answers_over_depth(
-    run: "Trajectories", task: "Task | None", problem: int = 0, axis: "Axes | None" = None
+    run: "Run[Any]", task: "Task | None", problem: int = 0, axis: "Axes | None" = None
 ) -> "Axes":
     """Draw what each trajectory answers after each depth step: a row a trajectory, a colour a right answer.
 
@@ -86,7 +87,7 @@ def _colours(named: NamedAnswers) -> NDArray[np.float64]:
 
 
 def boards_over_depth(
-    run: "Trajectories",
+    run: "Run[Any]",
     task: "Task",
     problem: int = 0,
     by: Literal["answer", "trajectory"] = "answer",
@@ -119,7 +120,7 @@ def boards_over_depth(
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     columns = _steps(run.depths, steps)
-    named, x = named_answers(run, task, problem), run[problem].x[0].cpu().numpy()
+    named, x = named_answers(run, task, problem), as_array(run[problem].x[0])
     chosen = _chosen(named, by)[:rows]
     grid = axes.many(axis, len(chosen), len(columns), 1.15, 1.25)
     for row, i in zip(grid, chosen, strict=True):

@@ -1,9 +1,10 @@
 """Who descends from whom in a run that was resampled."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgram.fields import as_array
 from probgram.plots import axes
 from probgram.plots.answers import named_answers
 from probgram.plots.palette import BLUE, INK, style
@@ -11,16 +12,14 @@ from probgram.plots.palette import BLUE, INK, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from probgram.run import Run
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 SLOTS = 100  # beyond which a picture does not grow, and letters would touch
 _DROPPED, _KEPT = ("0.8", 0.8), (INK, 1.2)  # colours and widths of lines
 
 
-def genealogy(
-    run: "Trajectories", task: "Task | None" = None, problem: int = 0, axis: "Axes | None" = None
-) -> "Axes":
+def genealogy(run: "Run[Any]", task: "Task | None" = None, problem: int = 0, axis: "Axes | None" = None) -> "Axes":
     """Draw who descends from whom: a dot a slot and depth step, a line to its ancestor.
 
     Lines that reach the last depth step are dark, those that were dropped on the way pale. The area of a dot is its
@@ -36,12 +35,12 @@ def genealogy(
     from matplotlib.ticker import MaxNLocator
 
     one = run[problem]
-    weights = one.weights[..., 0].cpu().numpy()  # [S, N]
+    weights = as_array(one.weights[..., 0])  # [S, N]
     steps, width = weights.shape
     own = np.broadcast_to(np.arange(width), (steps, width))
-    ancestors = own if one.ancestors is None else one.ancestors[..., 0].cpu().numpy()
+    ancestors = own if one.ancestors is None else as_array(one.ancestors[..., 0])
     alive = np.zeros((steps, width), dtype=bool)
-    np.put_along_axis(alive, one.lines()[..., 0].cpu().numpy(), True, 1)
+    np.put_along_axis(alive, as_array(one.lines()[..., 0]), True, 1)
     right, colours = alive | True, np.full((steps, width), BLUE, dtype=object)
     axis = axes.one(axis, max(5.0, 0.4 * min(steps, 40) + 1.2), 0.17 * min(width, SLOTS) + 1.2)
     depths = np.asarray(one.depths)

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from probgram import state as trees
+from probgram.fields import as_array, leaves, widened
 from probgram.plots import axes
 from probgram.plots.answers import WRONG, named_answers, percent
 from probgram.plots.palette import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor
 
+    from probgram.run import Run
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 
 class Plane(NamedTuple):
@@ -32,10 +31,10 @@ class Plane(NamedTuple):
 
 
 def latent_paths(
-    run: "Trajectories",
+    run: "Run[Any]",
     task: "Task | None",
     problem: int = 0,
-    of: "Callable[[Any], Tensor] | None" = None,
+    of: "Callable[[Any], Any] | None" = None,
     axis: "Axes | None" = None,
 ) -> "Axes":
     """Draw the latents of each trajectory over depth, projected onto two principal components.
@@ -47,7 +46,7 @@ def latent_paths(
         run: kept its states, as `smc.run(chain, x, potential=None, keep="latents")` does.
         task: verifies the answers; None: all have colours.
         problem: index among the B problems.
-        of: picks a tensor `[S, N, 1, ...]` out of the states; None: all of them, side by side.
+        of: picks an array `[S, N, 1, ...]` out of the states; None: all of them, side by side.
         axis: drawn on, or a new one.
 
     Raises:
@@ -57,7 +56,7 @@ def latent_paths(
         raise ValueError('the run did not keep its states: run the filter with keep="latents"')
     single, named = run[problem], named_answers(run, task, problem)
     plane = principal_plane(_rows(single.states if of is None else of(single.states)))
-    lines = single.lines()[..., 0].cpu().numpy()
+    lines = as_array(single.lines()[..., 0])
     paths = np.take_along_axis(plane.places, lines[..., None], 1)  # [S, N, 2]
     axis = axes.one(axis, 6.5, 5)
     last = np.where(named.wrong[named.along[-1]], len(named.answers), named.along[-1])  # wrong ones are one group
@@ -100,5 +99,6 @@ def principal_plane(latents: NDArray[np.float64]) -> Plane:
 
 def _rows(states: Any) -> NDArray[np.float64]:
     """All leaves `[S, N, 1, ...]` side by side, `[S, N, D]`."""
-    parts = [leaf.flatten(2).double().cpu().numpy() for _, leaf in trees.leaves(states)]
+    parts = [widened(leaf).astype(np.float64) for _, leaf in leaves(states)]
+    parts = [part.reshape(*part.shape[:2], -1) for part in parts]
     return np.concatenate(parts, -1)

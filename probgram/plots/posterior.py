@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from probgram.fields import as_array
 from probgram.plots import axes
 from probgram.plots.answers import named_answers, percent
 from probgram.plots.boards import board, frame
@@ -12,12 +13,12 @@ from probgram.plots.palette import INK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from probgram.run import Run
     from probgram.tasks import Task
-    from probgram.trajectories import Trajectories
 
 
 def answer_posterior(
-    run: "Trajectories", task: "Task", problem: int = 0, most: int = 8, axis: Any = None
+    run: "Run[Any]", task: "Task", problem: int = 0, most: int = 8, axis: Any = None
 ) -> NDArray[Any]:
     """Draw the different last answers, the most probable first, each with its share as a bar below it.
 
@@ -40,7 +41,7 @@ def answer_posterior(
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     named = named_answers(run, task, problem)
-    x = run[problem].x[0].cpu().numpy()
+    x = as_array(run[problem].x[0])
     shown, rest = named.probable[:most], named.probable[most:]
     grid = axes.many(axis, 1, len(shown), 1.6, 2.1)[0]
     for drawn, k in zip(grid, shown, strict=True):

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.fields import as_array
 from probgram.plots import axes
 from probgram.plots.palette import BLUE, GREEN, INK, VERMILLION
 
 if TYPE_CHECKING:
-    from probgram.trajectories import Trajectories
+    from probgram.run import Run
 
 
-def ess_and_evidence(run: "Trajectories", problem: int = 0, axis: Any = None) -> NDArray[Any]:
+def ess_and_evidence(run: "Run[Any]", problem: int = 0, axis: Any = None) -> NDArray[Any]:
     """Draw effective sample size and log normaliser over depth, one below the other.
 
     Beside the effective sample size, before resampling, stands how many slots of a depth step have a line to the
@@ -33,8 +34,8 @@ def ess_and_evidence(run: "Trajectories", problem: int = 0, axis: Any = None) ->
 
     single = run[problem]
     upper, lower = pair = axes.many(axis, 2, 1, 6, 2.1)[:, 0]
-    ess = single.ess[:, 0].cpu().numpy()
-    lines = single.lines()[..., 0].cpu().numpy()
+    ess = as_array(single.ess[:, 0])
+    lines = as_array(single.lines()[..., 0])
     ancestors = [len(np.unique(row)) for row in lines]
     upper.plot(_depths(run, len(ess)), ess, "o-", color=BLUE, label="effective sample size", zorder=3)
     hollow = {"markersize": 9, "markerfacecolor": "none"}  # seen around the dots where both are equal
@@ -49,9 +50,9 @@ def ess_and_evidence(run: "Trajectories", problem: int = 0, axis: Any = None) ->
     upper.legend(frameon=False, fontsize=8, loc="best")
     values, name = np.zeros(len(ess)), "log normaliser (nats)"
     if run.likelihoods_only and run.log_normalizer is not None:
-        values, name = single.log_evidence[:, 0].cpu().numpy(), "log evidence (nats)"
+        values, name = as_array(single.log_evidence[:, 0]), "log evidence (nats)"
     elif single.log_normalizer is not None:
-        values = single.log_normalizer[:, 0].cpu().numpy()
+        values = as_array(single.log_normalizer[:, 0])
     lower.plot(_depths(run, len(values)), values, "o-", color=INK, clip_on=False)
     lower.set_ylabel(name)
     lower.set_xlabel("depth step")
@@ -62,14 +63,14 @@ def ess_and_evidence(run: "Trajectories", problem: int = 0, axis: Any = None) ->
     return pair
 
 
-def _depths(run: "Trajectories", rows: int) -> range | tuple[int, ...]:
+def _depths(run: "Run[Any]", rows: int) -> range | tuple[int, ...]:
     """The depth step of each row: the recorded ones, or all up to the last."""
     return run.depths if rows == len(run.depths) else range(run.depth - rows + 1, run.depth + 1)
 
 
-def _resampled(single: "Trajectories") -> list[bool]:
+def _resampled(single: "Run[Any]") -> list[bool]:
     """Whether slots were copied on the way to each recorded depth step."""
     if single.ancestors is None:
         return [False] * len(single.depths)
-    ancestors = single.ancestors[..., 0].cpu().numpy()
+    ancestors = as_array(single.ancestors[..., 0])
     return (ancestors != np.arange(single.width)).any(1).tolist()

@@ -6,11 +6,12 @@
 import html
 from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probgram import __version__
 from probgram.page import document
 from probgram.report.content import content, known_task
+from probgram.run import Run
 
 if TYPE_CHECKING:
     from probgram.inference.diagnosis import Diagnosis
@@ -21,7 +22,7 @@ MOST_PROBLEMS = 12  # on one page, unless more are asked for
 
 
 def report(
-    run: "Trajectories | Sequence[Trajectories]",
+    run: Run[Any] | Sequence[Run[Any]],
     task: "Task | str | None" = None,
     problem: int | Sequence[int] | None = None,
     diagnosis: "Diagnosis | Sequence[Diagnosis] | None" = None,
@@ -45,9 +46,9 @@ def report(
         ValueError: no run, no such task or problem, a task with answers of another length, or another number of
             diagnoses than of runs.
     """
-    from probgram.trajectories import Trajectories
+    from probgram.trajectories import as_trajectories
 
-    runs = [run] if isinstance(run, Trajectories) else list(run)
+    runs = [as_trajectories(one) for one in ([run] if isinstance(run, Run) else run)]
     if not runs:
         raise ValueError("report needs at least one run, got none")
     family, tokens = known_task(runs[0], task), runs[0].answers.shape[-1]

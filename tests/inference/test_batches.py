@@ -6,6 +6,7 @@ import torch
 
 from probgram import fit, tasks
 from probgram.inference.batches import Batches, as_known_answers
+from probgram.inference.shares import Share
 from probgram.models import TRM
 
 CPU = torch.device("cpu")
@@ -15,9 +16,9 @@ SIZE = len(KNOWN.x)
 
 
 def make(
-    batch: int = 7, particles: int = 3, depth: int = 4, seed: int = 0, staggered: bool = False, **rank
+    batch: int = 7, particles: int = 3, depth: int = 4, seed: int = 0, staggered: bool = False, **settings
 ) -> Batches:
-    return Batches(KNOWN, batch, particles, depth, seed, staggered, **rank)
+    return Batches(KNOWN, batch, particles, depth, seed, staggered, **settings)
 
 
 def order(batches: Batches, rows: int) -> list[tuple[int, ...]]:
@@ -91,24 +92,33 @@ def test_the_seed_decides_order_and_targets():
     assert not torch.equal(first.x, other.x)
 
 
+class Told(Share):
+    """A share that knows what the other ranks hold."""
+
+    def whole(self, values, device):
+        return TOLD[0]
+
+
+TOLD = [torch.zeros(0)]
+
+
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_partition_every_global_batch(world):
-    ranks = [make(batch=4, rank=rank, world=world) for rank in range(world)]
-    single = make(batch=4 * world)
-    for _ in range(2 * SIZE // (4 * world)):  # over the end of an epoch too
-        parts = [batches._draw(4, CPU)[0] for batches in ranks]
-        together = torch.stack(parts, 1).reshape(4 * world, -1)  # rank r holds every world-th, from r
-        assert torch.equal(together, single._draw(4 * world, CPU)[0])
-
-
-def test_ranks_that_refill_different_numbers_of_rows_never_share_a_problem():
-    ranks = [make(batch=4, rank=rank, world=2) for rank in range(2)]
-    rows = [[4, 1, 2, 3], [2, 2, 4, 1]]
-    seen = [
-        {tuple(x) for n in counts for x in b._draw(n, CPU)[0].tolist()}
-        for b, counts in zip(ranks, rows, strict=True)
-    ]
-    assert len(seen[0]) == 10 and len(seen[1]) == 9 and not seen[0] & seen[1]
+def test_ranks_take_their_rows_of_what_one_process_would_hold(world):
+    """Rows end at different times on different ranks; over the end of an epoch too."""
+    ranks = [make(batch=4 * world, staggered=True, share=Told(rank, world)) for rank in range(world)]
+    single = make(batch=4 * world, staggered=True)
+    held, whole = [batches.start(CPU) for batches in ranks], single.start(CPU)
+    asked = torch.Generator().manual_seed(0)
+    for _ in range(2 * SIZE // (4 * world)):
+        also = torch.rand(4 * world, generator=asked) < 0.2
+        whole = whole._replace(age=whole.age + 1)
+        TOLD[0] = torch.stack([whole.age, also.long()], 1)
+        held = [rollout._replace(age=rollout.age + 1) for rollout in held]
+        held = [b.refill(rollout, b.share.own(also)) for b, rollout in zip(ranks, held, strict=True)]
+        whole = single.refill(whole, also)
+        for rank, rollout in enumerate(held):
+            for name, dim in {"x": 0, "answers": 0, "counts": 0, "target": 1, "age": 0}.items():
+                assert torch.equal(getattr(rollout, name), Share(rank, world).own(getattr(whole, name), dim)), name
 
 
 def test_the_number_drawn_is_the_whole_state_of_the_order():

@@ -10,7 +10,7 @@ from pyro import distributions as dist
 
 from probgram import Chain, Guide, metrics, tasks
 from probgram.inference import evaluate, evidence_bound
-from probgram.inference.evaluation import Report
+from probgram.inference.figures import Report
 from probgram.models import GRAM
 
 TASK = tasks.Queens(7)  # the smallest board with several answers to most problems
@@ -100,7 +100,7 @@ def test_a_report_says_what_it_is_about():
 
 def test_evaluation_in_small_batches_changes_nothing(monkeypatch):
     whole = evaluate(Lookup(TASK, one_answer=True), TASK, width=2, depth=1, seeds=(0,))
-    monkeypatch.setattr("probgram.inference.evaluation.BATCH", 10)
+    monkeypatch.setattr("probgram.inference.figures.BATCH", 10)
     parts = evaluate(Lookup(TASK, one_answer=True), TASK, width=2, depth=1, seeds=(0,))
     for name, values in whole.figures.items():
         assert parts.figures[name] == pytest.approx(values), name

@@ -5,7 +5,7 @@ import pytest
 from probgram import fit, tasks
 from probgram.inference import recipes
 from probgram.inference.objective import ObjectiveConfig
-from probgram.inference.targets import fixed, nearest
+from probgram.inference.targets import nearest
 from probgram.models import GRAM, GRAMGuide
 
 
@@ -19,7 +19,7 @@ def test_a_chain_without_a_guide_trains_on_prior_draws() -> None:
 
 def test_a_generator_keeps_one_answer_a_trajectory_and_pays_for_all_the_guide_says() -> None:
     chosen = recipes.default("a guide", tasks.from_name("queens6-blank"))
-    assert (chosen.target, chosen.carry, chosen.beta, chosen.kl) == (fixed, 0.0, 1.0, "every")
+    assert (chosen.target, chosen.carry, chosen.beta, chosen.kl) == ("fixed", 0.0, 1.0, "every")
     assert chosen.warm_up > 0
 
 

@@ -131,7 +131,7 @@ def test_json_names_its_schema_and_holds_every_answer():
     content = parsed(probgram("solve", "queens8", "--board", ROW, *SMALL, "--seed", 5, "--json"))
     (problem,) = content.pop("problems")
     settings = {"weights": "queens8", "width": 4, "depth": 2, "seed": 5, "potential": None, "resample": None}
-    settings |= {"abstain_below": None, "confidence_by": None}
+    settings |= {"abstain_below": None, "confidence_by": None, "backend": "torch"}
     assert content == {"schema": "probgram.solve/1"} | settings
     task = tasks.Queens(8)
     assert problem["task"] == "queens8" and problem["x"] == task.encode(ROW).tolist()

@@ -1,0 +1,779 @@
+"""The particle filter between depth steps: resample, propagate, reweigh, update the normaliser.
+
+    gamma_t(tau) = p(tau_{1:t}) · Π_{s <= t} g_s(obs_s) · psi_t                              the target at depth t
+    log w_t      = Σ log g_t + Σ (log p - log q) + log psi_t - log psi_{t-1},  psi_0 = 1     incremental weight
+    log Z_t      = log Z_{t-1} + log Σ_i W_{t-1}^i w_t^i          W normalised, uniform after resampling
+
+Three functions over a NamedTuple, for many problems side by side, each with its own weights, effective sample size,
+ancestors and normaliser; Z, not log Z, is unbiased. `run` scans them over depth in one compiled program, which new
+data, weights and keys do not compile again, and returns `Trajectories`:
+
+    run = smc.run(model, series, width=10_000, depth=100)           any NumPyro step, plain arrays, or a chain
+    algorithm = smc.build(model, series, width=10_000, depth=100)   or step by step
+    state = smc.init(algorithm, key=0)
+    state, info = smc.step(algorithm, state)                        under eqx.filter_jit, where it is to be fast
+
+The twin of `probgram.inference.smc`. Problems that have ended stay in the batch, masked.
+
+Sources: Gordon, Salmond and Smith 1993; Del Moral, "Feynman-Kac Formulae", 2004; Chopin and Papaspiliopoulos, "An
+Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampling).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from probgram import checkpoint
+from probgram.inference.on_jax import recording
+from probgram.inference.on_jax.crossing import ancestors_over, gather_over
+from probgram.inference.on_jax.devices import check_mesh, spread
+from probgram.inference.on_jax.faults import FilterError as FilterError
+from probgram.inference.on_jax.faults import all_dead, check_weights, report_dead
+from probgram.inference.on_jax.handlers import as_key, where
+from probgram.inference.on_jax.islands import Exchange, joint_slots
+from probgram.inference.on_jax.kernels import Given, Kernel, given
+from probgram.inference.on_jax.kernels import PlainModel as PlainModel
+from probgram.inference.on_jax.potentials import Potential, View, as_potential
+from probgram.inference.on_jax.recording import Collect
+from probgram.inference.on_jax.resampling import (
+    Adaptive,
+    Scheme,
+    adaptive,
+    apart,
+    draw_uniforms,
+    systematic,
+    widest,
+)
+from probgram.inference.on_jax.sampling import FLAG_EVERY, logit
+from probgram.inference.on_jax.trajectories import Trajectories, seed_of
+from probgram.models.on_jax.chain import Chain
+
+Keep = Literal["last", "summary", "paths", "latents"]
+
+
+class SMCState(NamedTuple):
+    """What the next step needs."""
+
+    latent: Any  # leaves [N, B, ...]
+    log_weights: Array  # normalised, [N, B]
+    log_psi: Array  # log psi_t, travels with the ancestors, [N, B]
+    log_normalizer: Array  # log Z_t in nats, [B]
+    ess: Array  # effective sample size, [B]
+    dead: Array  # depth at which all weights had vanished, 0 while there are some, int32 [B]
+    nan: Array  # depth at which a weight became NaN, 0 before, int32 [B]
+    done: Array  # depth at which a problem ended, 0 while it runs, int32 [B]
+    halted: Array | None  # trajectories that their halt head stopped, bool [N, B]; None: never
+    t: Array  # depth steps taken, int32
+    key: Array  # the noise of step t is keyed by (key, t)
+    observed: Array  # whether anything was observed so far
+    likelihood: Array  # whether all of it was a likelihood
+    weighs: Array  # whether the last step's weights may trigger resampling
+
+
+class SMCInfo(NamedTuple):
+    """What a person looks at."""
+
+    ancestors: Array  # slots now -> slots at the step before, int32 [N, B]; of all islands with an exchange
+    resampled: Array  # bool [B]
+    log_increment: Array  # log Z_t - log Z_{t-1}, [B]
+    view: View  # state, heads and answers after the step
+    kl: Array | None  # KL(q || p) of the step's transitions where a chain's guide proposed, [N, B]
+
+
+class Filter(eqx.Module):
+    """A model and the choices beside it; `build` checks and makes it."""
+
+    given: Given
+    kernel: Kernel | None
+    potential: Potential | None
+    x: Array | None  # a chain's problems
+    problem: Array  # of each column, int32 [B·I]
+    depth: Array  # depth steps in all, int32, [B·I] where problems differ
+    width: int = eqx.field(static=True)
+    islands: int = eqx.field(static=True)
+    resample: Adaptive | None = eqx.field(static=True)
+    guided: bool = eqx.field(static=True)
+    halt_above: float | None = eqx.field(static=True)  # logit
+    decode: str = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
+    exchange: Exchange | None = eqx.field(static=True, default=None)
+
+    @property
+    def masked(self) -> bool:
+        """Whether trajectories or problems may stand still while others go on."""
+        return self.halt_above is not None or self.depth.ndim > 0
+
+    def ready(self) -> "Filter":
+        """The same with its problems encoded."""
+        return self if self.kernel is not None else replace(self, kernel=self.given.kernel(self.islands))
+
+    def view(self, latent: Any, previous: Any, t: Any, key: Array) -> View:
+        """What a potential sees of these latents; the key is of the step that led to them."""
+        assert self.kernel is not None
+        model, context = self.given.model, self.kernel.context
+        answers = _keys(key, t - 1)[2] if self.decode == "sample" else None
+        return View(model, latent, previous, context, t, self.depth, self.problem, self.x, answers)
+
+
+# -- init, step -----------------------------------------------------------------------------------------------
+
+
+def build(
+    model: Any,
+    *args: Any,
+    width: int,
+    depth: Any,
+    potential: Potential | Callable[[View], Array] | None = None,
+    resample: Scheme | Adaptive | None = systematic,
+    ess_threshold: float = 0.5,
+    guide: Any = None,
+    evidence: Any = None,
+    problems: int | None = None,
+    islands: int = 1,
+    halt_probability: float | None = None,
+    decode: Literal["mode", "sample"] = "mode",
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Filter:
+    """Check the choices of a filter and put them together; the arguments are those of `run`."""
+    return _encoded(
+        _chosen(
+            model,
+            *args,
+            width=width,
+            depth=depth,
+            potential=potential,
+            resample=resample,
+            ess_threshold=ess_threshold,
+            guide=guide,
+            evidence=evidence,
+            problems=problems,
+            islands=islands,
+            halt_probability=halt_probability,
+            decode=decode,
+            mesh=mesh,
+            exchange=exchange,
+        )
+    )
+
+
+@eqx.filter_jit
+def _encoded(algorithm: Filter) -> Filter:
+    return algorithm.ready()
+
+
+def _chosen(
+    model: Any,
+    *args: Any,
+    width: int,
+    depth: Any,
+    potential: Any,
+    resample: Scheme | Adaptive | None,
+    ess_threshold: float,
+    guide: Any,
+    evidence: Any,
+    problems: int | None,
+    islands: int,
+    halt_probability: float | None,
+    decode: str,
+    mesh: Mesh | None,
+    exchange: Exchange | None = None,
+) -> Filter:
+    """The choices, checked; the problems are not yet encoded."""
+    for name, number in (("width", width), ("islands", islands)):
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
+    if halt_probability is not None and not 0 < halt_probability < 1:
+        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
+    if decode not in ("mode", "sample"):
+        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    these = given(model, args, guide, evidence, problems)
+    depth = _depth(depth, these.problems)
+    if decode == "sample" and (halt_probability is not None or depth.ndim):
+        raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
+    if resample is not None and not isinstance(resample, Adaptive):
+        resample = adaptive(resample, ess_threshold)
+    if resample is not None and getattr(resample.scheme, "conditional", False):
+        raise TypeError(
+            "resample must be a scheme of probgram.inference.on_jax.resampling, not one for conditional SMC"
+        )
+    check_mesh(mesh, width, these.problems * islands)
+    if exchange is not None and not isinstance(exchange, Exchange):
+        raise ValueError(f"exchange must be ring(...) or None, got {exchange!r}")
+    if exchange is not None and (islands == 1 or halt_probability is not None):
+        raise ValueError("exchange needs several islands that end together: islands above 1, no halt_probability")
+    problem = np.repeat(np.arange(these.problems, dtype=np.int32), islands)
+    return Filter(
+        given=these,
+        kernel=None,
+        potential=None if potential is None else as_potential(potential),
+        x=these.args[0] if isinstance(model, Chain) else None,
+        problem=jnp.asarray(problem),
+        depth=jnp.asarray(depth[problem] if depth.ndim else depth),
+        width=int(width),
+        islands=int(islands),
+        resample=resample,
+        guided=guide is not None,
+        halt_above=None if halt_probability is None else logit(halt_probability),
+        decode=decode,
+        mesh=mesh,
+        exchange=exchange,
+    )
+
+
+def init(algorithm: Filter, key: Any = 0) -> SMCState:
+    """Draw the states at depth 0, all with equal weights unless `init` observed something."""
+    kernel, n = algorithm.kernel, algorithm.width
+    assert kernel is not None
+    first, later = jax.random.split(as_key(key))
+    moved = kernel.start(n, first)
+    b = kernel.problems
+    dtype = jnp.float32
+    if moved.log_factor is not None:
+        dtype = jnp.promote_types(moved.log_factor.dtype, dtype)
+    nothing = jnp.zeros(b, jnp.int32)
+    state = SMCState(
+        latent=spread(jax.tree.map(jnp.asarray, moved.latent), algorithm.mesh),
+        log_weights=spread(jnp.full((n, b), -math.log(n), dtype), algorithm.mesh),
+        log_psi=spread(jnp.zeros((n, b), dtype), algorithm.mesh),
+        log_normalizer=jnp.zeros(b, widest()),
+        ess=jnp.full(b, n, dtype),
+        dead=nothing,
+        nan=nothing,
+        done=nothing,
+        halted=None if algorithm.halt_above is None else jnp.zeros((n, b), bool),
+        t=jnp.zeros((), jnp.int32),
+        key=later,
+        observed=jnp.asarray(moved.observed),
+        likelihood=jnp.asarray(moved.likelihood),
+        weighs=jnp.asarray(moved.observed),
+    )
+    return state if moved.log_factor is None else _reweigh(state, moved.log_factor, state.t)[0]
+
+
+def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
+    """One depth step of every problem."""
+    before, kernel = state, algorithm.kernel
+    assert kernel is not None
+    noise, uniforms, _ = _keys(state.key, state.t)
+    # Exchange
+    state, slots = _exchange(algorithm, state)
+    # Resample
+    state, ancestors, resampled = _resample(algorithm, state, uniforms)
+    ancestors = ancestors if slots is None else gather_over(slots, ancestors, algorithm.mesh)
+    # Propagate
+    moved = kernel.move(state.latent, state.t, noise)
+    t = state.t + 1
+    log_factor, latent, kl = moved.log_factor, spread(moved.latent, algorithm.mesh), moved.kl
+    halted, done = state.halted, state.done
+    if algorithm.masked:
+        latent, log_factor, kl = _stand_still(state, latent, log_factor, kl)
+    view = algorithm.view(latent, state.latent, t, state.key)
+    if algorithm.masked:
+        view, halted, done = _finish(algorithm, state, view)
+    # Reweigh
+    log_psi, log_increment = _weigh(algorithm, state, view, log_factor)
+    weighs = moved.observed or (
+        algorithm.potential is not None and (not algorithm.guided or algorithm.potential.look_ahead)
+    )
+    state = state._replace(
+        latent=latent,
+        log_psi=log_psi,
+        halted=halted,
+        done=done,
+        t=t,
+        observed=state.observed | moved.observed,
+        likelihood=state.likelihood & moved.likelihood,
+        weighs=jnp.asarray(weighs),
+    )
+    # Update the log normalising constant
+    log_total = jnp.zeros_like(state.log_normalizer)
+    if log_increment is not None:
+        state, log_total = _reweigh(state, log_increment, t)
+    state = state._replace(log_weights=spread(state.log_weights, algorithm.mesh))
+    if algorithm.masked:  # a problem that had ended keeps its figures exactly
+        ended = before.done > 0
+        state = state._replace(
+            log_weights=jnp.where(ended, before.log_weights, state.log_weights),
+            log_normalizer=jnp.where(ended, before.log_normalizer, state.log_normalizer),
+            ess=jnp.where(ended, before.ess, state.ess),
+        )
+    return state, SMCInfo(ancestors, resampled, log_total, view, kl)
+
+
+def _keys(key: Array, t: Any) -> Array:
+    """Of step t: for the model's noise, the uniforms of resampling, and drawn answers."""
+    return jax.random.split(jax.random.fold_in(key, t), 3)
+
+
+def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | None]:
+    """Hand particles and their weights on to the next island; also where each came from, among all islands."""
+    exchange, islands = algorithm.exchange, algorithm.islands
+    if exchange is None:
+        return state, None
+    slots = spread(joint_slots(*state.log_weights.shape, islands), algorithm.mesh)
+    together = state.log_normalizer.reshape(-1, islands)
+    top = together.max(1, keepdims=True)
+    top = jnp.broadcast_to(jnp.where(jnp.isneginf(top), 0.0, top), together.shape).reshape(-1)
+
+    def exchanged(operand: tuple[SMCState, Array]) -> tuple[SMCState, Array]:
+        state, slots = operand
+        share = (state.log_normalizer - top).astype(state.log_weights.dtype)
+        moving = (state.latent, state.log_psi, state.log_weights + share, slots)
+        latent, log_psi, log_weights, slots = exchange.swap(moving, islands)
+        log_weights, log_total, ess = reweighed(log_weights, jnp.zeros_like(log_weights))
+        state = state._replace(
+            latent=latent,
+            log_psi=log_psi,
+            log_weights=log_weights,
+            log_normalizer=top + log_total.astype(top.dtype),
+            ess=ess,
+            dead=jnp.where(jnp.isneginf(log_total), state.dead, 0),
+        )
+        return state, slots
+
+    return jax.lax.cond(exchange.acts_at(state.t), exchanged, lambda operand: operand, (state, slots))
+
+
+def _resample(algorithm: Filter, state: SMCState, key: Array) -> tuple[SMCState, Array, Array]:
+    """Replace the trajectories of the problems whose effective sample size is low."""
+    rule, (n, b) = algorithm.resample, state.log_weights.shape
+    own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], (n, b))
+    if rule is None:
+        return state, own, jnp.zeros(b, bool)
+    due = rule.due(state.ess, n) & state.weighs & rule.acts_at(state.t)
+    if algorithm.masked:
+        due = due & (state.done == 0)
+
+    def resampled(moving: Any) -> tuple[Any, Array]:
+        uniforms = draw_uniforms(rule.scheme, state.log_weights, key)
+        drawn = ancestors_over(rule.scheme, state.log_weights, uniforms, algorithm.mesh)
+        ancestors = spread(jnp.where(due, drawn, own), algorithm.mesh)
+        return gather_over(moving, ancestors, algorithm.mesh), ancestors
+
+    # Where nobody is due, nothing is copied.
+    moving = (state.latent, state.log_psi, state.halted)
+    moving, ancestors = jax.lax.cond(due.any(), resampled, lambda moving: (moving, own), moving)
+    latent, log_psi, halted = moving
+    log_weights = jnp.where(due & ~all_dead(state.log_weights), -math.log(n), state.log_weights)
+    return state._replace(latent=latent, log_psi=log_psi, halted=halted, log_weights=log_weights), ancestors, due
+
+
+def _stand_still(
+    state: SMCState, latent: Any, log_factor: Array | None, kl: Array | None
+) -> tuple[Any, Array | None, Array | None]:
+    """A problem that has ended, and a trajectory that has halted, stay where they are and weigh nothing."""
+    frozen = jnp.broadcast_to(state.done > 0, state.log_weights.shape)
+    if state.halted is not None:
+        frozen = frozen | state.halted
+    latent = where(frozen, state.latent, latent)
+    log_factor = None if log_factor is None else jnp.where(frozen, 0.0, log_factor)
+    return latent, log_factor, None if kl is None else jnp.where(frozen, 0.0, kl)
+
+
+def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Array | None, Array]:
+    """Which trajectories halt now, and for which problems this depth step is the last."""
+    running, halted = state.done == 0, state.halted
+    ending = jnp.broadcast_to(view.depth <= view.t, running.shape)
+    if halted is not None:
+        assert algorithm.halt_above is not None
+        if "halt" not in view.heads:
+            raise ValueError(f"halt_probability needs a halt head, and {type(view.model).__name__} has none")
+        halted = halted | ((view.heads["halt"] > algorithm.halt_above) & running)
+        ending = ending | halted.all(0)
+        view.depth = jnp.where(ending, view.t, view.depth)  # so that a look-ahead is released, an annealing ends
+    return view, halted, jnp.where(running & ending, view.t, state.done).astype(state.done.dtype)
+
+
+def _weigh(algorithm: Filter, state: SMCState, view: View, log_factor: Array | None) -> tuple[Array, Array | None]:
+    """Log psi_t, and the incremental log weight `[N, B]`; None where nothing weighs."""
+    if algorithm.potential is None:
+        return state.log_psi, log_factor
+    log_psi = algorithm.potential(view)
+    if not isinstance(log_psi, Array):
+        raise ValueError(f"the potential must return log psi as an array, got {type(log_psi).__name__}")
+    if log_psi.shape != state.log_psi.shape:
+        raise ValueError(
+            f"the potential must return log psi {list(state.log_psi.shape)}, got shape {list(log_psi.shape)}"
+        )
+    if algorithm.potential.accumulates:
+        log_psi = state.log_psi + log_psi
+    log_psi = jnp.where(jnp.isneginf(state.log_psi), -jnp.inf, log_psi)  # absorbing
+    before = jnp.where(jnp.isneginf(state.log_psi), 0.0, state.log_psi)  # -inf - (-inf) is never computed
+    ratio = log_psi - before
+    if algorithm.masked:
+        log_psi = jnp.where(state.done > 0, state.log_psi, log_psi)
+        ratio = jnp.where(state.done > 0, 0.0, ratio)
+    return log_psi, ratio if log_factor is None else log_factor + ratio
+
+
+def _reweigh(state: SMCState, log_increment: Array, t: Any) -> tuple[SMCState, Array]:
+    """Multiply the weights, normalise them, and take log Z and the effective sample size along."""
+    log_weights, log_total, ess = reweighed(state.log_weights, log_increment)
+    dead, nan, now = jnp.isneginf(log_total), jnp.isnan(log_total), jnp.maximum(t, 1)
+    log_total = log_total.astype(state.log_normalizer.dtype)
+    marked = state._replace(
+        log_weights=log_weights,
+        ess=ess,
+        log_normalizer=state.log_normalizer + log_total,
+        dead=jnp.where(dead & (state.dead == 0), now, state.dead).astype(jnp.int32),
+        nan=jnp.where(nan & (state.nan == 0), now, state.nan).astype(jnp.int32),
+    )
+    return marked, log_total
+
+
+def reweighed(log_weights: Array, log_increment: Array) -> tuple[Array, Array, Array]:
+    """Normalise `log_weights + log_increment`.
+
+    Args:
+        log_weights: normalised, `[N, B]`.
+        log_increment: `[N, B]`.
+
+    Returns:
+        Normalised log weights `[N, B]` (-inf where all vanished), the log of their sum `[B]` and the effective
+        sample size 1 / Σ W² `[B]` (0 where all vanished).
+    """
+    unnormalised = log_weights + log_increment
+    top = unnormalised.max(0)
+    dead = jnp.isneginf(top)
+    top = jax.lax.stop_gradient(jnp.where(dead, 0.0, top))
+    # exp is slow where its result is subnormal, and exp(-80) adds nothing to a sum of at least 1.
+    weights = apart(lambda u, top: jnp.exp((u - top).clip(min=-80.0)), ~jnp.isnan(top).all(), unnormalised, top)
+    total = _sum(weights)
+    log_total = top + jnp.log(total)
+    ess = jnp.square(total) / _sum(jnp.square(weights))
+    weighed = unnormalised - jnp.where(dead, 0.0, log_total)
+    return weighed, jnp.where(dead, -jnp.inf, log_total), jnp.where(dead, 0.0, ess)
+
+
+def _sum(weights: Array) -> Array:
+    """Over the particles `[N, B]`, in blocks: added up one by one, a million float32 numbers lose three digits."""
+    n, b = weights.shape
+    size = 1 << (n.bit_length() // 2)
+    return jnp.pad(weights, ((0, -n % size), (0, 0))).reshape(-1, size, b).sum(1).sum(0)
+
+
+# -- run ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    model: Any,
+    *args: Any,
+    width: int = 20,
+    depth: Any = None,
+    key: Any = 0,
+    potential: Potential | Callable[[View], Array] | None = None,
+    resample: Scheme | Adaptive | None = systematic,
+    ess_threshold: float = 0.5,
+    guide: Any = None,
+    evidence: Any = None,
+    problems: int | None = None,
+    keep: Keep | None = None,
+    collect: Collect | None = None,
+    halt_probability: float | None = None,
+    islands: int = 1,
+    decode: Literal["mode", "sample"] = "mode",
+    start: Trajectories | None = None,
+    task: str = "",
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Trajectories:
+    """Filter `width` trajectories of every problem through `depth` steps.
+
+    Args:
+        model: a `Chain`; or an object with NumPyro `init(*args) -> state` and `step(state, t, *args) -> state` that
+            samples under our plates (`max_plate_nesting` plates of its own stand to their right); or a
+            `PlainModel`. t counts from 0, and is a traced number.
+        *args: for a chain the problems x; for other models what their functions take. With several problems every
+            array among them is `[B, ...]`, so a step observes `y[..., t]`. NaN in an observation of a NumPyro model
+            means that it was not made; elsewhere NaN is an error.
+        width: N, particles a problem (an island).
+        depth: S, depth steps; integers `[B]` where series differ in length: a problem that has ended stays.
+            None: 16 for a chain; other models must be told.
+        key: an integer seed, or a JAX key; the same key, the same numbers, on however many devices.
+        potential: log psi of the view, `probgram.inference.on_jax.potentials`; None: what the model observes alone.
+        resample: a scheme, or `adaptive(scheme, ...)` with its own threshold and depths; None: never, so that
+            weights accumulate (importance sampling).
+        ess_threshold: resample a problem when its effective sample size is at most this share of N; from 1 on at
+            every step.
+        guide: proposes instead of the prior: for a chain a `Guide`, for other NumPyro models an object with `init`
+            and `step` that samples the same sites. p / q alone never triggers resampling: an observation in the
+            step or a look-ahead potential does.
+        evidence: what a chain's guide sees, answers `[B, L]`.
+        problems: B, for models that are no chains; None: 1.
+        keep: "paths" records answers, heads, weights and ancestors at every depth step (the default for chains; a
+            model without answers records its states); "summary" log Z, effective sample size and what `collect`
+            gives, flat in depth (the default for others); "last" the last depth step only; "latents" adds the
+            states to "paths".
+        collect: name -> `(state, weights [N, B]) -> [B, ...]`, recorded at every step after reweighting.
+        halt_probability: freeze a trajectory once its halt head is so sure. Where all of a problem are frozen, that
+            depth step is its last: stopping early equals running on.
+        islands: so many independent filters a problem, pooled at the end: Z is their mean, weights ∝ Z_i W_i.
+        decode: "mode" takes the most probable answer, "sample" draws it.
+        start: go on from a run of the same model, width, key and potential, `depth` steps further.
+        task: name that the result carries.
+        mesh: devices that share particles and problems out among them, `device_mesh(particles=…, problems=…)`;
+            None: one device. Resampling stays global: the ancestors do not depend on the number of devices.
+        exchange: how islands exchange particles, `islands.ring(every=4, share=0.25)`; None: they do not.
+
+    Returns:
+        The weighted trajectories: values after reweighting, before the next resampling.
+
+    Raises:
+        ValueError: a choice makes no sense, or a state has a wrong shape.
+        FilterError: a weight became NaN.
+    """
+    if depth is None:
+        if not isinstance(model, Chain):
+            raise ValueError("depth must be given: how many steps the series has")
+        depth = 16
+    if keep is None:
+        keep = "paths" if isinstance(model, Chain) else "summary"
+    if keep not in ("last", "summary", "paths", "latents"):
+        raise ValueError(f'keep must be "last", "summary", "paths" or "latents", got {keep!r}')
+    key = as_key(key)
+    offset = _offset(start, width, seed_of(key), islands, potential)
+    further = depth if start is None else np.asarray(depth) + offset
+    algorithm = _chosen(
+        model,
+        *args,
+        width=width,
+        depth=further,
+        potential=potential,
+        resample=resample,
+        ess_threshold=ess_threshold,
+        guide=guide,
+        evidence=evidence,
+        problems=problems,
+        islands=islands,
+        halt_probability=halt_probability,
+        decode=decode,
+        mesh=mesh,
+        exchange=exchange,
+    )
+    resumed = None if start is None else _resume(algorithm, start, key)
+    steps = int(np.max(further)) - offset
+    state, figures, paths = _filtered(algorithm, key, resumed, steps, keep, dict(collect or {}))
+    latent, states = state.latent, paths.pop("states", None)
+    # Once, at the end, everything but states to the host.
+    flags = ("dead", "nan", "done", "observed", "likelihood", "weighs", "halted", "log_psi")
+    host, figures, paths = jax.device_get(({name: getattr(state, name) for name in flags}, figures, paths))
+    check_weights(host["nan"], islands)
+    report_dead(host["dead"], islands)
+    meaning = _evidence(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
+    settings = {
+        "width": width,
+        "seed": seed_of(key),
+        "islands": islands,
+        "decode": decode,
+        "weights": _fingerprint(model),
+        "potential": None if potential is None else _name(potential),
+        "guided": guide is not None,
+        "resample": None if algorithm.resample is None else algorithm.resample.describe(),
+        "halt_probability": halt_probability,
+        "weighs": bool(host["weighs"]),
+        "observed": bool(host["observed"]),
+        "likelihood": bool(host["likelihood"]),
+        "evidence": meaning,
+        "backend": "jax",
+    } | ({} if exchange is None else {"exchange": exchange.describe()})
+    taken = offset + steps
+    if algorithm.masked and host["done"].all():  # nothing has moved since; rows end where the torch side's do
+        over = int(host["done"].max())
+        taken = min(taken, over + -over % FLAG_EVERY)
+        figures = jax.tree.map(lambda row: row[: taken - offset], figures)
+        if keep in ("paths", "latents"):
+            paths, states = jax.tree.map(lambda row: row[: taken - offset], (paths, states))
+    log_weights = paths["log_weights"]
+    answers = paths.get("answers")
+    whole = keep in ("paths", "latents")
+    return Trajectories(
+        x=np.zeros((log_weights.shape[2], 0))
+        if algorithm.x is None
+        else np.asarray(args[0]).reshape(algorithm.x.shape),
+        answers=np.zeros((*log_weights.shape, 0), np.uint8) if answers is None else answers,
+        log_weights=log_weights,
+        ancestors=paths["ancestors"] if whole and (exchange is not None or figures["resampled"].any()) else None,
+        heads=paths["heads"],
+        kl=paths.get("kl"),
+        log_normalizer=figures["log_normalizer"],
+        log_potential=host["log_psi"],
+        effective=figures["ess"],
+        collected=figures["collected"],
+        states=states,
+        likelihoods_only=meaning is not None,
+        halted=host["halted"],
+        ended=host["done"].reshape(-1, islands).max(1) if algorithm.masked else None,
+        state=latent,
+        depths=tuple(range(offset + 1, taken + 1)) if whole else (taken,),
+        task=task,
+        seed=seed_of(key),
+        settings=settings | {"depth": taken},
+    )
+
+
+@eqx.filter_jit
+def _filtered(
+    algorithm: Filter, key: Array, resumed: SMCState | None, steps: int, keep: str, collect: Collect
+) -> tuple[SMCState, recording.Row, recording.Row]:
+    """The whole run: the last state, figures `[S, B]` and paths `[S or 1, N, B, ...]`, islands put together."""
+    algorithm, islands = algorithm.ready(), algorithm.islands
+    state = init(algorithm, key) if resumed is None else resumed
+    whole = keep in ("paths", "latents")
+
+    def latents(view: View) -> bool:
+        return keep == "latents" or (keep == "paths" and not view.has_answers)
+
+    def body(carry: Any, _: None) -> Any:
+        state, info = step(algorithm, carry[0])
+        row = recording.figures(state, info, collect, islands)
+        kept = recording.path(state, info.view, info.ancestors, info.kl, latents(info.view)) if whole else {}
+        return (state, info.kl), (row, kept)
+
+    state, kl = _settled(lambda state: _carried(algorithm, state), state)
+    (state, kl), (figures, paths) = jax.lax.scan(body, (state, kl), length=steps)
+    if not whole:
+        n, b = state.log_weights.shape
+        own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], (n, b))
+        view = algorithm.view(state.latent, None, state.t, state.key)
+        paths = jax.tree.map(lambda leaf: leaf[None], recording.path(state, view, own, kl, False))
+    figures, paths = recording.together(figures, paths, islands, numbered=algorithm.exchange is not None)
+    pooled = recording.pooled((state.latent, state.log_psi, state.halted), islands)
+    return state._replace(latent=pooled[0], log_psi=pooled[1], halted=pooled[2]), figures, paths
+
+
+def _carried(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | None]:
+    state, info = step(algorithm, state)
+    return state, info.kl
+
+
+def _settled(carried: Callable[[SMCState], tuple[SMCState, Any]], state: SMCState) -> tuple[SMCState, Any]:
+    """The first state in the types that a step gives it, so that a loop can carry it, and an empty KL.
+
+    Raises:
+        ValueError: a step returns a state of another structure or shape.
+    """
+    kl = None
+    for _ in range(3):  # a type may widen another one's
+        after, kl = jax.eval_shape(carried, state)
+        found, first = (str(jax.tree.structure(part)) for part in (after.latent, state.latent))
+        if found != first:
+            raise ValueError(f"step must return a state like init's, {first}, got {found}")
+        for one, other in zip(jax.tree.leaves(state.latent), jax.tree.leaves(after.latent), strict=True):
+            if one.shape != other.shape:
+                raise ValueError(
+                    f"step must return a state like init's, {list(one.shape)}, got shape {list(other.shape)}"
+                )
+        narrow = state.log_weights.dtype != after.log_weights.dtype
+        state = jax.tree.map(_cast, state, after)
+        if narrow:  # normalised in a narrower type: log Z would start off by its rounding
+            total = jax.nn.logsumexp(state.log_weights, 0)
+            total = jnp.where(jnp.isneginf(total), 0.0, total)
+            state = state._replace(log_weights=state.log_weights - total)
+    return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kl)
+
+
+def _cast(leaf: Array, like: Any) -> Array:
+    return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)  # a key cannot be cast, nor need be
+
+
+def _depth(depth: Any, problems: int) -> np.ndarray:
+    """Depth steps, one number or one a problem."""
+    number = np.asarray(depth)
+    if isinstance(depth, bool) or number.dtype.kind not in "iu" or number.min(initial=1) < 1 or number.size == 0:
+        raise ValueError(f"depth must be at least 1, an integer, got {depth!r}")
+    if number.ndim and number.shape != (problems,):
+        raise ValueError(f"depth must be an integer of at least 1, or {problems} of them, a problem each")
+    return number.astype(np.int32)
+
+
+def _offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
+    if start is None:
+        return 0
+    if start.state is None or start.log_potential is None:
+        raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
+    if islands != 1 or start.settings.get("islands") != 1:
+        raise ValueError("a run of several islands cannot be continued: their weights were pooled")
+    for name, was, now in (("width", start.width, width), ("key", start.seed, seed)):
+        if was != now:
+            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    before, again = start.settings["potential"], None if potential is None else _name(potential)
+    if before != again:
+        raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
+    return reached(start)
+
+
+def reached(run: Trajectories) -> int:
+    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
+
+    Raises:
+        ValueError: they ended at different depths.
+    """
+    if run.ended is None:
+        return run.settings["depth"]
+    ended = run.ended if run.halted is None else run.ended[~run.halted.all(0)]
+    depths = sorted(set((ended if len(ended) else run.ended.max()[None]).tolist()))
+    if len(depths) > 1:
+        raise ValueError(
+            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
+        )
+    return depths[0]
+
+
+def _resume(algorithm: Filter, start: Trajectories, key: Array) -> SMCState:
+    """The state that a run ended in."""
+    assert start.log_potential is not None and start.log_normalizer is not None
+    if start.problems != algorithm.given.problems:
+        raise ValueError(f"start has {start.problems} problems, got {algorithm.given.problems}")
+    if algorithm.x is not None and not np.array_equal(start.x, algorithm.x, equal_nan=start.x.dtype.kind == "f"):
+        raise ValueError("start is a run of other problems than x")
+    halted = start.halted
+    if halted is not None and algorithm.halt_above is None:
+        raise ValueError("start was run with halt_probability, so it must go on with one")
+    if algorithm.halt_above is not None and halted is None:
+        halted = np.zeros(start.log_weights[-1].shape, bool)
+    log_normalizer = jnp.asarray(start.log_normalizer[-1])
+    nothing = jnp.zeros(start.problems, jnp.int32)
+    return SMCState(
+        latent=start.state,
+        log_weights=jnp.asarray(start.log_weights[-1]),
+        log_psi=jnp.asarray(start.log_potential),
+        log_normalizer=log_normalizer,
+        ess=jnp.asarray(start.ess[-1], start.log_weights.dtype),
+        dead=jnp.where(jnp.isneginf(log_normalizer), start.depth, nothing),
+        nan=nothing,
+        done=nothing,
+        halted=None if halted is None else jnp.asarray(halted),
+        t=jnp.asarray(reached(start), jnp.int32),
+        key=jax.random.split(key)[1],
+        observed=jnp.asarray(start.settings["observed"]),
+        likelihood=jnp.asarray(start.settings["likelihood"]),
+        weighs=jnp.asarray(start.settings["weighs"]),
+    )
+
+
+def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
+    """What log Z is: "every" row log evidence, the "last" row only, or None."""
+    if observed and not likelihood:
+        return None
+    if potential is None:
+        return "every" if observed else None
+    return potential.evidence if observed or not potential.neutral else None
+
+
+def _fingerprint(model: Any) -> str | None:
+    arrays = model.state_dict() if isinstance(model, Chain) else {}
+    return checkpoint.fingerprint(arrays) if arrays else None
+
+
+def _name(potential: Any) -> str:
+    return getattr(potential, "__name__", None) or repr(potential)
