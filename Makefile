@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## solve boards with the pretrained models
 	$(BIN)/probgram demo
 
 test: $(INSTALLED) ## the fast tests; PYTEST_ARGS="-k name" chooses
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -1,11 +1,11 @@
 """Torch eager, torch compiled and JAX side by side; the filter beside `particles` and cuthbert, too.
 
-python -m benchmarks.backends                    writes results/backends/speed.json and prints its tables; some minutes
+python -m benchmarks.backends                    writes results/backends/speed.json, prints its tables; minutes
 python -m benchmarks.backends sample --rounds 3  one part of it, printed only: sample, train, filter
 
-A process a candidate, each bound to the same core, and they take turns: one call each, round after round, while the
-others wait. So ratios are those of one run. A candidate's first call, in which it compiles, is told apart. `particles`
-and `cuthbert` (`pip install particles cuthbert`) are no part of probgram: where one is missing, its cells say so.
+A process a candidate, each bound to the same core, and they take turns: one call each, round after round, while
+the others wait. So ratios are those of one run. A candidate's first call, in which it compiles, is told apart.
+`particles` and `cuthbert` (from PyPI) are no part of probgram: where one is missing, its cells say so.
 """
 
 import argparse
@@ -318,7 +318,9 @@ def _filtering(rows: Sequence[Mapping[str, Any]]) -> str:
                 lines.append(f"| {row['size']:,} | {_LABELS[name]} | not installed | – | – | – |")
                 continue
             speed = row["size"] * 100 / _median(row, name) / 1e6
-            peers = [_against(row, name, peer) if peer in row["seconds"] else "–" for peer in ("particles", "cuthbert")]
+            peers = [
+                _against(row, name, peer) if peer in row["seconds"] else "–" for peer in ("particles", "cuthbert")
+            ]
             cells = [f"{row['size']:,}", _LABELS[name], f"{speed:.1f}", *peers, _compiling(row, name)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -337,19 +339,18 @@ _LABELS = {
 def main(parts: Sequence[str], rounds: int) -> None:
     sizes = {"sample": WIDTHS, "train": (BATCH,), "filter": PARTICLES}
     packages = ("torch", "jax", "numpyro", "numba", "particles", "cuthbert")
-    found: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one of them used",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages if there(name)},
-        "rounds": rounds,
-    }
+    about = {"rounds": rounds, "machine": platform.machine(), "cores": os.cpu_count(), "cores used": 1}
+    about |= {"python": platform.python_version()}
+    about |= {name: importlib.metadata.version(name) for name in packages if there(name)}
+    found: dict[str, Any] = {"about": about}
     for what in parts or NAMES:
         found[what] = measure(what, sizes[what], rounds)
+    loads = [row["load"] for what in NAMES for row in found.get(what, [])]
+    found["about"]["load average"] = f"{min(loads):.1f} to {max(loads):.1f}"
+    found["table"] = table(found)
     if not parts:
         write_bytes(RESULT, (json.dumps(found, indent=1) + "\n").encode())
-    loads = [row["load"] for what in NAMES for row in found.get(what, [])]
-    print(f"Rounds: {rounds}. Load average while measuring: {min(loads):.1f} to {max(loads):.1f}.\n")
-    print(table(found))
+    print(found["table"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A gold posterior over small chains: NUTS, exact laws and enumeration, to judge a guide and a filter.
 
-python -m benchmarks.gold_posterior      writes results/backends/gold_posterior.json and prints its table; takes minutes
+python -m benchmarks.gold_posterior      writes results/backends/gold_posterior.json, prints its table; minutes
 
 Cases, each with two problems, T·S = 6 transitions of D = 2 features, and one real answer a problem:
 
@@ -9,23 +9,25 @@ Cases, each with two problems, T·S = 6 transitions of D = 2 features, and one r
     every     the same, observed at every depth step
     answers   a sticky two-state Markov chain whose symbols tell little: two answers, all paths enumerated
 
-Candidates: `NUTS` (4 chains over the non-centred noise, ArviZ's R-hat and effective sample size), `filter` (particle
-Gibbs by the conditional filter, a chain a replicate), `guide` (a Gaussian a transition, trained by SVI), `guide,
-weighed` (its draws resampled by p / q). They are judged against the exact law where there is one, else against NUTS.
+Candidates: `NUTS` (4 chains over the non-centred noise, ArviZ's R-hat and effective sample size), `filter`
+(particle Gibbs by the conditional filter, a chain a replicate), `guide` (a Gaussian a transition, trained by SVI),
+`guide, weighed` (its draws resampled by p / q). They are judged against the exact law where there is one, else
+against NUTS.
 
-Where y is observed at the end alone, particle Gibbs does not resample: with the likelihood as a look-ahead, narrower
-than the chain's own noise, a later step would weigh by 1 / psi without bound, and its draws were far too narrow.
+Where y is observed at the end alone, particle Gibbs does not resample: with the likelihood as a look-ahead,
+narrower than the chain's own noise, a later step would weigh by 1 / psi without bound, and draws were too narrow.
 
-What a guide that is mean-field in a transition can reach: q(eps_t | u_t, y) sees the past through u_t, so the law over
-the path has the right dependence in depth. Within a transition its D features are independent. Where the exact
+What a guide that is mean-field in a transition can reach: q(eps_t | u_t, y) sees the past through u_t, so the law
+over the path has the right dependence in depth. Within a transition its D features are independent. Where the exact
 conditional is a Gaussian with precision L, the best such q has its mean and the variances 1 / L_ii, never more than
-the marginal ones: variances come out too small as far as y couples the features, and shape (skew) is lost.
+the marginal ones: variances come out too small as far as y couples the features, and shape (skew) is lost. Where a
+guide is too narrow its weights p / q have heavy tails, and resampling by them repairs less than one would hope.
 """
 
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -98,7 +100,7 @@ class NonCentred(Recurrent):
 
 
 class StepGuide(Guide):
-    """q(eps_t | u_t, y) = N(mu, diag sigma²), from one hidden layer on [u_t, y] with weights of their own for each t."""
+    """q(eps_t | u_t, y) = N(mu, diag sigma²): one hidden layer on [u_t, y], other weights for each t."""
 
     hidden: Array  # [T·S, D + 1, H]
     bias: Array  # [T·S, H]
@@ -140,14 +142,14 @@ CASES = {
 
 
 class Draws(NamedTuple):
-    """Draws of one candidate: for each problem coordinates `[chains, draws, C]`, the path of eps, then the states."""
+    """Draws of a candidate: for each problem coordinates `[chains, draws, C]`, the path of eps, then the states."""
 
     values: list[np.ndarray]
     about: dict[str, Any]
 
 
 def coordinates(chain: Recurrent, noise: Array) -> list[np.ndarray]:
-    """Coordinates a problem of noise paths `[chains, draws, S, T, B, D]`: eps, and the state after each depth step."""
+    """Coordinates a problem of noise paths `[chains, draws, S, T, B, D]`: eps, and the state at each depth."""
     context = chain.encode(X)
     state = jnp.broadcast_to(chain.initial(context), (*noise.shape[:2], len(X), FEATURES))
     states = []
@@ -302,9 +304,7 @@ def guided(case: Case, guide: Guide, about: dict[str, Any], draws: int = 20_000,
     log_z = np.log(np.exp(log_weight - log_weight.max(0)).mean(0)) + log_weight.max(0)
     generator = np.random.default_rng(seed)
     number = int(share.min() * draws)  # so many draws say what the weighted ones say
-    kept = [
-        v[:, generator.choice(draws, size=number, p=w)] for v, w in zip(values, weights.T, strict=True)
-    ]
+    kept = [v[:, generator.choice(draws, size=number, p=w)] for v, w in zip(values, weights.T, strict=True)]
     about = about | {"bound": bound.tolist(), "log Z": log_z.tolist(), "KL(q || p)": (log_z - bound).tolist()}
     return {
         "guide": Draws(values, about),
@@ -335,7 +335,7 @@ class Moments(NamedTuple):
 
 
 def moments(values: np.ndarray) -> Moments:
-    """Of draws `[chains, draws, C]`; standard errors by the effective sample size of each coordinate and its square."""
+    """Of draws `[chains, draws, C]`; standard errors by the effective sample sizes of coordinates and squares."""
     mean = values.mean((0, 1))
     square = (values - mean) ** 2
     pair = {name: (("chain", "draw", "c"), v) for name, v in (("value", values), ("square", square))}
@@ -354,8 +354,8 @@ def independent(values: np.ndarray, number: int) -> np.ndarray:
 def energy_p(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int = 0) -> float:
     """P-value of the energy distance of two samples `[n, C]`, by permutation (Székely and Rizzo, 2004).
 
-    Coordinates are scaled to a pooled standard deviation of 1. With equal sizes the statistic is -zᵀ D z / n², with D
-    the distances of the pooled sample and z = ±1 for the sample a row belongs to.
+    Coordinates are scaled to a pooled standard deviation of 1. With equal sizes the statistic is -zᵀ D z / n², with
+    D the distances of the pooled sample and z = ±1 for the sample a row belongs to.
     """
     both = np.concatenate([a, b])
     both = both / both.std(0)
@@ -425,7 +425,7 @@ def enumerated() -> tuple[np.ndarray, np.ndarray]:
 
 
 def answers(replicates: int = 20_000, sweeps: int = 8, width: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Particle Gibbs on the two-answer chain, one draw a replicate, against all paths: chi-square of its last sweep."""
+    """Particle Gibbs on the two-answer chain, a draw a replicate, against all paths by its last sweep."""
     start, (paths, law) = time.perf_counter(), enumerated()
     chain = HiddenMarkov(*(jnp.asarray(table) for table in TABLES))
     x = jnp.broadcast_to(jnp.asarray(SYMBOLS), (replicates, len(SYMBOLS)))
@@ -485,9 +485,10 @@ def table(found: Mapping[str, Any]) -> str:
         "ratio of variances | KS p (Holm) | energy p |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    show: Callable[[dict[str, Any], str, str], str] = lambda row, key, form: (
-        format(row[key], form) if key in row else "–"
-    )
+
+    def show(row: dict[str, Any], key: str, form: str) -> str:
+        return format(row[key], form) if key in row else "–"
+
     for row in found["continuous"]:
         cells = [row["case"], row["candidate"], row["against"], show(row, "r_hat", ".4f"), show(row, "ess", ",.0f")]
         cells += [show(row, key, ".2f") for key in ("z_mean", "z_var", "shift")]
@@ -509,9 +510,11 @@ def main() -> None:
             rows.append({"case": name, "candidate": candidate, "against": against} | figures)
             print(rows[-1], flush=True)
     versions = {package.__name__: package.__version__ for package in (jax, numpyro, az)}
-    found = {"python": platform.python_version(), "versions": versions, "continuous": rows, "answers": answers()}
+    found: dict[str, Any] = {"about": {"python": platform.python_version()} | versions}
+    found |= {"continuous": rows, "answers": answers()}
+    found["table"] = table(found)
     write_bytes(RESULT, (json.dumps(found, indent=1) + "\n").encode())
-    print(table(found))
+    print(found["table"])
 
 
 if __name__ == "__main__":

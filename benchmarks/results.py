@@ -95,9 +95,33 @@ def same_on_both(path: Path) -> str:
     about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
     return (
         f"## PyTorch and JAX\n\n`python -m benchmarks.agreement`: {about}. The largest differences in a depth step "
-        "from the same state and noise, divided by the largest magnitude where that is above 1 (the gradient is one "
-        "vector); *float32 itself*: torch's float32 from its float64. Whole runs: 16 depth steps of 20 trajectories; "
-        f"h as it comes, answers equal in all tokens at every depth.\n\n{found['table']}"
+        "from the same state and noise, divided by the largest magnitude where that is above 1 (the gradient is "
+        "one vector); *float32 itself*: torch's float32 from its float64. Whole runs: 16 depth steps of 20 "
+        f"trajectories; h as it comes, answers equal in all tokens at every depth.\n\n{found['table']}"
+    )
+
+
+def speed_of_both(path: Path) -> str:
+    """How fast PyTorch and JAX are, and the filter beside its peers."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    return (
+        f"## Speed of PyTorch and JAX\n\n`python -m benchmarks.backends`: {about}. The shipped queens8 GRAM at 16 "
+        "depth steps, one board; its training; bootstrap filters, resampled systematically at every one of 100 "
+        "steps. A process a candidate, all on one core, taking turns; ratios are medians of rounds [quartiles].\n\n"
+        f"{found['table']}"
+    )
+
+
+def gold_posterior(path: Path) -> str:
+    """NUTS, the conditional filter and a trained guide on small chains, against what is known exactly."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    return (
+        f"## A gold posterior\n\n`python -m benchmarks.gold_posterior`: {about}. Six transitions of two features; "
+        "largest of 36 coordinates of two problems, noise and states. *z*: differences over their standard errors, "
+        "from effective sample sizes; *KS*, *energy*: p-values of two-sample tests on 500 thinned draws. A guide "
+        f"that is mean-field in a transition is expected to be too narrow.\n\n{found['table']}"
     )
 
 
@@ -110,6 +134,8 @@ def page() -> str:
     parts += [boards_by_clues(path) for path in RESULTS.glob("sudoku9/by_clues.json")]
     parts += [halves_of_digits(path) for path in RESULTS.glob("digits/half.json")]
     parts += [same_on_both(path) for path in RESULTS.glob("backends/agreement.json")]
+    parts += [speed_of_both(path) for path in RESULTS.glob("backends/speed.json")]
+    parts += [gold_posterior(path) for path in RESULTS.glob("backends/gold_posterior.json")]
     parts += [measured_frontier(path) for path in sorted((RESULTS / "frontiers").glob("*.json"))]
     return "\n\n".join(parts) + "\n"
 

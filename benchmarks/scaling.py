@@ -50,6 +50,9 @@ class Walk:
         return h
 
 
+WALK = Walk()  # one object: another would be compiled anew
+
+
 def received(program: str, devices: int) -> dict[str, float]:
     """Bytes that a device receives in one pass through a compiled program, by kind of operation."""
     found: dict[str, float] = {}
@@ -102,7 +105,7 @@ def filtering(devices: int, islands: int) -> dict[str, Any]:
         chosen |= {"islands": islands, "exchange": ring(every=1), "mesh": device_mesh(1, devices)}
     else:
         chosen |= {"mesh": device_mesh(devices)}
-    algorithm = smc.build(Walk(), y, **chosen)
+    algorithm = smc.build(WALK, y, **chosen)
     state = eqx.filter_jit(smc.init)(algorithm)
     arrays, rest = eqx.partition((algorithm, state), eqx.is_array)
 
@@ -112,8 +115,8 @@ def filtering(devices: int, islands: int) -> dict[str, Any]:
         return eqx.filter((state, info.ancestors), eqx.is_array)
 
     found = received(jax.jit(step).lower(arrays).compile().as_text(), devices)
-    run = smc.run(Walk(), y, keep="paths", **chosen)
-    report = {"seconds": seconds(lambda: smc.run(Walk(), y, **chosen), DEPTH), "bytes": found}
+    run = smc.run(WALK, y, keep="paths", **chosen)
+    report = {"seconds": seconds(lambda: smc.run(WALK, y, **chosen), DEPTH), "bytes": found}
     if islands == 1:
         report["turns"] = turns(run.ancestors[1:], devices)
     return report | {"log_normalizer": float(run.log_normalizer[-1, 0])}
@@ -124,7 +127,7 @@ def distances() -> dict[str, Any]:
     from probgram.inference.on_jax import smc
 
     y = np.random.default_rng(0).normal(size=(1, DEPTH)).astype(np.float32)
-    run = smc.run(Walk(), y, keep="paths", ess_threshold=1.0, problems=1, width=2**20, depth=DEPTH)
+    run = smc.run(WALK, y, keep="paths", ess_threshold=1.0, problems=1, width=2**20, depth=DEPTH)
     away = abs(run.ancestors[1:, :, 0] - np.arange(2**20))
     return {"farthest": int(away.max()), "turns": {p: turns(run.ancestors[1:], p) for p in (2, 8, 64, 256, 1024)}}
 
@@ -140,14 +143,14 @@ def sampling(devices: int) -> dict[str, Any]:
     from probgram.models.on_jax import GRAM
 
     chain, mesh = GRAM.from_pretrained("queens8"), device_mesh(devices)
-    x = tasks.Queens(8).examples("test")[0][:4]
+    x = tasks.Queens(8).examples("test")[0][:2]
     context, key = chain.encode(jnp.asarray(x)), jax.random.key(0)
-    state = sampler._begin(chain, context, key, jnp.asarray(0), 64, mesh)
+    state = sampler._begin(chain, context, key, jnp.asarray(0), 32, mesh)
     arguments = (chain, context, state, None, key, jnp.asarray(0), jnp.asarray(0), 4, "mode", None, mesh)
     program = sampler._advance.lower(*arguments).compile().compiled.as_text()
-    run = sampler.sample(chain, x, width=64, depth=4, mesh=mesh)
+    run = sampler.sample(chain, x, width=32, depth=4, mesh=mesh)
     return {
-        "seconds": seconds(lambda: sampler.sample(chain, x, width=64, depth=4, mesh=mesh), 4),
+        "seconds": seconds(lambda: sampler.sample(chain, x, width=32, depth=4, mesh=mesh), 4),
         "bytes": received(program, devices),
         "answers": int(np.int64(run.answers).sum()),
     }

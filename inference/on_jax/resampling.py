@@ -27,7 +27,7 @@ from jax import Array
 
 from probgram.inference.on_jax.faults import all_dead
 
-BLOCK = 512  # elements of a cumulative sum that are summed by themselves first
+BLOCK = 256  # elements of a cumulative sum that are summed by themselves first
 
 
 class Scheme(Protocol):
@@ -314,38 +314,26 @@ def _positions(weights: Array) -> Positions:
 
 
 def _summed(weights: Array) -> Positions:
-    n = len(weights)
-    within = jax.lax.associative_scan(jnp.add, _in_blocks(weights.astype(widest())))  # [size, K, B]
-    total = within[-1].sum(0)
+    n, b = weights.shape
+    size = min(BLOCK, n)
+    blocks = jnp.pad(weights.astype(widest()), ((0, -n % size), (0, 0))).reshape(-1, size, b)
+    within = jax.lax.associative_scan(jnp.add, blocks, axis=1)  # [K, size, B]; twice as fast as cumsum on a CPU
+    total = within[:, -1].sum(0)
     scale = jnp.where(total > 0, n / jnp.where(total > 0, total, 1.0), 0.0)
     within = within * scale
-    ends = within[-1]  # [K, B]
+    ends = within[:, -1]  # [K, B]
     floor = jnp.floor(ends)
     # Whole numbers add up without rounding, and parts below one nearly so.
     whole, part = jnp.cumsum(floor.astype(jnp.int32), 0), jnp.cumsum(ends - floor, 0)
     # Divided by the last element: what the scale's rounding left over, in proportion.
     excess = jnp.where(total > 0, (whole[-1] - n) + part[-1], 0.0) / n
     part = part - (whole + part) * excess
-    inside = within * (1 - excess) + _before(part)
+    start_whole = jnp.pad(whole, ((1, 0), (0, 0)))[:-1, None]
+    start_part = jnp.pad(part, ((1, 0), (0, 0)))[:-1, None]
+    inside = within * (1 - excess) + start_part
     floor = jnp.floor(inside)
-    return Positions(_in_a_row(_before(whole) + floor.astype(jnp.int32), n), _in_a_row(inside - floor, n))
-
-
-def _in_blocks(values: Array) -> Array:
-    """`[N, B]` as `[size, K, B]`: K blocks of neighbours, side by side so that they are worked on at once."""
-    n, b = values.shape
-    size = min(BLOCK, n)
-    return jnp.pad(values, ((0, -n % size), (0, 0))).reshape(-1, size, b).swapaxes(0, 1)
-
-
-def _in_a_row(blocks: Array, n: int) -> Array:
-    """`[size, K, B]` as `[N, B]`."""
-    return blocks.swapaxes(0, 1).reshape(-1, blocks.shape[-1])[:n]
-
-
-def _before(ends: Array) -> Array:
-    """What the blocks before each end with `[K, B]`, 0 before the first."""
-    return jnp.pad(ends, ((1, 0), (0, 0)))[:-1]
+    whole = (start_whole + floor.astype(jnp.int32)).reshape(-1, b)[:n]
+    return Positions(whole, (inside - floor).reshape(-1, b)[:n])
 
 
 def _from_cumulative_counts(below: Array, weights: Array) -> Array:
@@ -359,14 +347,22 @@ def _from_cumulative_counts(below: Array, weights: Array) -> Array:
 def _counted(below: Array, weights: Array) -> Array:
     n, b = below.shape
     own = jnp.arange(n, dtype=jnp.int32)[:, None]
-    first = _before(below)  # the first slot that each would fill
+    first = jnp.pad(below, ((1, 0), (0, 0)))[:-1]  # the first slot that each would fill
     chosen = (weights > 0) & (below > first)
     first = jnp.where(chosen, first, n)
     if b == 1:
         marked = jnp.zeros(n, jnp.int32).at[first[:, 0]].max(own[:, 0], mode="drop")[:, None]
     else:
         marked = jnp.zeros((n, b), jnp.int32).at[first, jnp.arange(b)].max(own, mode="drop")
-    # The largest so far.
-    within = jax.lax.associative_scan(jnp.maximum, _in_blocks(marked))
-    ancestors = _in_a_row(jnp.maximum(within, _before(jax.lax.cummax(within[-1], 0))), n)
+    ancestors = running_maximum(marked)
     return jnp.where((weights > 0).any(0), ancestors, own)
+
+
+def running_maximum(values: Array) -> Array:
+    """The largest element so far, along the first of two dimensions."""
+    n, b = values.shape
+    size = min(BLOCK, n)
+    blocks = jnp.pad(values, ((0, -n % size), (0, 0))).reshape(-1, size, b)
+    within = jax.lax.associative_scan(jnp.maximum, blocks, axis=1)
+    before = jnp.pad(jax.lax.cummax(within[:, -1], 0), ((1, 0), (0, 0)))[:-1, None]
+    return jnp.maximum(within, before).reshape(-1, b)[:n]

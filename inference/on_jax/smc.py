@@ -320,7 +320,8 @@ def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | Non
     exchange, islands = algorithm.exchange, algorithm.islands
     if exchange is None:
         return state, None
-    slots = spread(joint_slots(*state.log_weights.shape, islands), algorithm.mesh)
+    width, columns = state.log_weights.shape
+    slots = spread(joint_slots(width, columns, islands), algorithm.mesh)
     together = state.log_normalizer.reshape(-1, islands)
     top = together.max(1, keepdims=True)
     top = jnp.broadcast_to(jnp.where(jnp.isneginf(top), 0.0, top), together.shape).reshape(-1)

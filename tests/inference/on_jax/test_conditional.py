@@ -70,7 +70,7 @@ def sweep(scheme, law: np.ndarray | None = None, replicates: int = REPLICATES, *
     ("scheme", "ess_threshold", "ancestor_sampling"),
     [
         (schemes.multinomial, 0.6, False),
-        (schemes.killing, 1.0, False),
+        pytest.param(schemes.killing, 1.0, False, marks=pytest.mark.slow),
         (schemes.systematic, 1.0, True),
         pytest.param(schemes.systematic, 0.6, False, marks=pytest.mark.slow),
         pytest.param(schemes.killing, 0.6, True, marks=pytest.mark.slow),
@@ -89,6 +89,7 @@ def overwritten(log_weights, uniforms):
     return resampling.systematic(log_weights, uniforms).at[0].set(0)
 
 
+@pytest.mark.slow
 def test_overwriting_a_slot_of_an_unconditional_draw_does_not():
     """The test above can fail."""
     assert (

@@ -107,15 +107,13 @@ def test_the_evidence_bound_has_the_torch_twins_mean_and_rises_with_particles(tm
     from probgram.models.on_jax.weights import load_guide
 
     guide = load_guide(path, GRAMGuide(chain))
-    x, y = (np.repeat(part[:1], 1_000, 0) for part in TASK.examples("train"))
-    ours = np.asarray(on_jax.evidence_bound(chain, guide, x, y, depth=2))
-    theirs = inference.evidence_bound(twin, pair, x, y, depth=2).numpy()
+    x, y = (np.repeat(part[:1], 500, 0) for part in TASK.examples("train"))
+    ours = np.asarray(on_jax.evidence_bound(chain, guide, x, y, depth=2, particles=8))
+    theirs, looser = (inference.evidence_bound(twin, pair, x, y, 2, k).numpy() for k in (8, 1))
     error = math.sqrt((ours.var() + theirs.var()) / len(x))
     assert 0 < error and abs(ours.mean() - theirs.mean()) < STANDARD_ERRORS * error
-    assert abs(ours.std() / theirs.std() - 1) < 0.25
-    tighter = np.asarray(on_jax.evidence_bound(chain, guide, x[:200], y[:200], depth=2, particles=50))
-    assert tighter.mean() > ours.mean() + STANDARD_ERRORS * ours.std() / math.sqrt(len(x))
-    with pytest.raises(ValueError, match="x and y must have the same number of rows, got 1000 and 999"):
+    assert ours.mean() > looser.mean() + STANDARD_ERRORS * looser.std() / math.sqrt(len(x))
+    with pytest.raises(ValueError, match="x and y must have the same number of rows, got 500 and 499"):
         on_jax.evidence_bound(chain, guide, x, y[1:])
 
 

@@ -1,7 +1,7 @@
-"""The conditional filter, NUTS and a trained guide against exact laws and each other, as `benchmarks.gold_posterior`.
+"""The conditional filter, NUTS and a trained guide against exact laws and each other: `benchmarks.gold_posterior`.
 
-Bounds: |z| of 36 means and 36 variances below 5, which a right candidate exceeds with probability 1e-4 where its draws
-are normal; p-values after Holm above 1e-3, a false alarm of one in a thousand. Seeds are fixed.
+Bounds: |z| of 36 means and 36 variances below 5, which a right candidate exceeds with probability 1e-4 where its
+draws are normal; p-values after Holm above 1e-3, a false alarm of one in a thousand. Seeds are fixed.
 """
 
 import numpy as np
@@ -67,4 +67,6 @@ def test_nuts_the_filter_and_the_guide_agree_as_far_as_each_can(name):
         # The bound comes near the best that independent features can do, and cannot pass it but for noise.
         for reached, best in zip(rows["guide"]["KL(q || p)"], rows["guide"]["attainable KL"], strict=True):
             assert best - 0.1 < reached < best + 0.2
-    assert rows["guide"]["shift"] < 0.5 and 0.3 < rows["guide"]["var_ratio"][0] <= rows["guide"]["var_ratio"][1] < 1.2
+    assert (
+        rows["guide"]["shift"] < 0.5 and 0.3 < rows["guide"]["var_ratio"][0] <= rows["guide"]["var_ratio"][1] < 1.2
+    )

@@ -24,6 +24,9 @@ def names(scheme) -> str:
     return scheme.__name__
 
 
+SOME = [scheme if scheme is systematic else pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES]
+
+
 def run(scheme, log_weights, seed: int = 0) -> np.ndarray:
     log_weights = jnp.asarray(log_weights)
     uniforms = jax.jit(draw_uniforms, static_argnums=0)(scheme, log_weights, jax.random.key(seed))
@@ -69,7 +72,7 @@ def test_a_few_particles_have_the_ancestors_of_the_torch_scheme(scheme, n):
     np.testing.assert_array_equal(np.asarray(ancestors), twin)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=names)
+@pytest.mark.parametrize("scheme", SOME, ids=names)
 def test_the_expected_number_of_copies_is_n_times_the_weight(scheme):
     """40,000 replicates as problems. A slot's copies have a variance of at most N·W (multinomial's, and the
     others' is smaller; killing's is at most N·W + N), so 5 standard errors give a false alarm below 1 in

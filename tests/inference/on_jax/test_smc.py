@@ -92,7 +92,10 @@ def check_unbiased(log_z: np.ndarray, exact: float) -> None:
 # -- truth ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proposal", ["bootstrap", "guided", "look-ahead", "both"])
+@pytest.mark.parametrize(
+    "proposal",
+    ["bootstrap", "both", *(pytest.param(one, marks=pytest.mark.slow) for one in ("guided", "look-ahead"))],
+)
 def test_z_is_unbiased_with_every_proposal(proposal):
     chain, x, choices = line(), np.repeat(SERIES, REPLICATES, 0), {}
     if proposal in ("guided", "both"):
@@ -234,7 +237,7 @@ class Wide:
         numpyro.sample("h", dist.Normal(loc, 2 * scale))
 
 
-@pytest.mark.parametrize("kind", ["plain", "guided", "missing"])
+@pytest.mark.parametrize("kind", ["guided", "missing", pytest.param("plain", marks=pytest.mark.slow)])
 def test_a_foreign_model_has_the_evidence_of_the_chain(kind):
     series = np.repeat(SERIES[:, :6, 0], REPLICATES, 0)
     guide = Wide() if kind == "guided" else None
