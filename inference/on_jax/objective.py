@@ -31,6 +31,7 @@ from probgram.inference.on_jax.handlers import (
     divergence,
     gather_ancestors,
     guided,
+    mode,
     seeded,
     start,
     weighted,
@@ -359,7 +360,7 @@ class Objective(eqx.Module):
 
     def _is_right(self, state: Any, rollout: Rollout) -> Array:
         """Whether the state's answer is right, bool `[N, B]`: as the task verifies, else by the known answers."""
-        answer = self.chain.readout(state).mode  # [N, B, L]
+        answer = mode(self.chain.readout(state))  # [N, B, L]
         if self.task is None:
             return _is_known(answer, rollout.answers)
         try:
