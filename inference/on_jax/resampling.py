@@ -349,11 +349,12 @@ def _counted(below: Array, weights: Array) -> Array:
     own = jnp.arange(n, dtype=jnp.int32)[:, None]
     first = jnp.pad(below, ((1, 0), (0, 0)))[:-1]  # the first slot that each would fill
     chosen = (weights > 0) & (below > first)
-    first = jnp.where(chosen, first, n)
+    # Those not chosen write 0: left out, half of them, a CPU would guess wrong which, and wait.
+    mark, first = jnp.where(chosen, own, 0), first.clip(0, n)
     if b == 1:
-        marked = jnp.zeros(n, jnp.int32).at[first[:, 0]].max(own[:, 0], mode="drop")[:, None]
+        marked = jnp.zeros(n + 1, jnp.int32).at[first[:, 0]].max(mark[:, 0], mode="promise_in_bounds")[:n, None]
     else:
-        marked = jnp.zeros((n, b), jnp.int32).at[first, jnp.arange(b)].max(own, mode="drop")
+        marked = jnp.zeros((n, b), jnp.int32).at[first, jnp.arange(b)].max(mark, mode="drop")
     ancestors = running_maximum(marked)
     return jnp.where((weights > 0).any(0), ancestors, own)
 
