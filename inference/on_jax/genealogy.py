@@ -243,12 +243,11 @@ class variance:  # noqa: N801
 class quantiles:  # noqa: N801
     """Weighted quantiles: the smallest value whose weight together with all smaller ones reaches a level.
 
+    A function `(state, weights [N, B]) -> [B, Q, ...]`, exact by sorting, element by element.
+
     Args:
         levels: Q probabilities in [0, 1].
         of: as for `mean`.
-
-    Returns:
-        A function `(state, weights [N, B]) -> [B, Q, ...]`, exact by sorting, element by element.
 
     Raises:
         ValueError: a level outside [0, 1], or none.
