@@ -20,6 +20,8 @@ from probgram.inference.on_jax.sampling import sample
 from probgram.inference.on_jax.svi import fit
 from probgram.models.on_jax import GRAM, GRAMGuide, LinearGaussian
 
+pytestmark = pytest.mark.slow  # it is all compiling
+
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
@@ -93,7 +95,6 @@ def test_other_data_weights_and_keys_compile_nothing(name, chain):
     assert not again
 
 
-@pytest.mark.slow
 def test_training_compiles_nothing_after_its_first_steps(chain):
     marks: list[int] = []
     with compilations() as seen:
