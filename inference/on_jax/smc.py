@@ -362,11 +362,12 @@ def _resample(algorithm: Filter, state: SMCState, key: Array) -> tuple[SMCState,
         return gather_over(moving, ancestors, algorithm.mesh), ancestors
 
     # Where nobody is due, nothing is copied.
-    moving = (state.latent, state.log_psi, state.halted)
+    moving = (state.latent, None if algorithm.potential is None else state.log_psi, state.halted)
     moving, ancestors = jax.lax.cond(due.any(), resampled, lambda moving: (moving, own), moving)
     latent, log_psi, halted = moving
     log_weights = jnp.where(due & ~all_dead(state.log_weights), -math.log(n), state.log_weights)
-    return state._replace(latent=latent, log_psi=log_psi, halted=halted, log_weights=log_weights), ancestors, due
+    state = state._replace(latent=latent, halted=halted, log_weights=log_weights)
+    return state if log_psi is None else state._replace(log_psi=log_psi), ancestors, due
 
 
 def _stand_still(
@@ -447,11 +448,16 @@ def reweighed(log_weights: Array, log_increment: Array) -> tuple[Array, Array, A
     top = unnormalised.max(0)
     dead = jnp.isneginf(top)
     top = jax.lax.stop_gradient(jnp.where(dead, 0.0, top))
-    # exp is slow where its result is subnormal, and exp(-80) adds nothing to a sum of at least 1.
-    weights = apart(lambda u, top: jnp.exp((u - top).clip(min=-80.0)), ~jnp.isnan(top).all(), unnormalised, top)
+
+    def relative(unnormalised: Array, top: Array) -> tuple[Array, Array]:
+        # exp is slow where its result is subnormal, and exp(-80) adds nothing to a sum of at least 1.
+        weights = jnp.exp((unnormalised - top).clip(min=-80.0))
+        return weights, jnp.square(weights)
+
+    weights, squares = apart(relative, ~jnp.isnan(top).all(), unnormalised, top)
     total = _sum(weights)
     log_total = top + jnp.log(total)
-    ess = jnp.square(total) / _sum(jnp.square(weights))
+    ess = jnp.square(total) / _sum(squares)
     weighed = unnormalised - jnp.where(dead, 0.0, log_total)
     return weighed, jnp.where(dead, -jnp.inf, log_total), jnp.where(dead, 0.0, ess)
 
