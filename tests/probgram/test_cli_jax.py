@@ -1,6 +1,8 @@
 """`--backend jax`: the same weights and output as in torch, one sentence where it cannot be."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,8 +14,10 @@ pytest.importorskip("numpyro", reason="needs probgram[jax]")
 import jax
 
 from probgram import backends, models, solve, tasks
+from probgram.backends import inference
 from probgram.checkpoint import save_chain
 from probgram.cli import app
+from probgram.inference.confidence import expected, halt, share, value
 from probgram.inference.on_jax import Trajectories
 from probgram.models.on_jax import GRAM
 
@@ -73,6 +77,49 @@ def test_evaluate_gives_the_figures_of_torch(weights):
     for name, values in theirs["figures"].items():
         assert ours["figures"][name] == pytest.approx(values), name
     assert ours["limits"] == theirs["limits"] and ours["about"].keys() == theirs["about"].keys()
+
+
+@pytest.mark.parametrize(
+    ("shipped", "board"), [(None, ROW), pytest.param("queens8", "0 . . . . . . .", marks=pytest.mark.slow)]
+)
+def test_neither_solving_nor_the_command_line_needs_torch(weights, shipped, board):
+    weights = shipped or weights
+    commands = [
+        ("solve", weights, "--board", board, *SMALL, "--confidence", "energy"),
+        ("solve", weights, "--board", board, *SMALL, "--potential", "energy"),
+        ("evaluate", weights, *SMALL, "--problems", "1", "--split", "train", "--seeds", "0"),
+    ]
+    code = f"""
+import sys
+from probgram import solve, tasks
+from probgram.cli import app
+from probgram.inference.confidence import expected
+from probgram.inference.on_jax.potentials import energy
+near = energy(tasks.from_name({shipped or TASK.name!r}))
+for choices in ({{}}, {{"potential": near, "confidence": expected(near), "resample": None}}):
+    assert 0 < solve({weights!r}, {board!r}, 3, 2, backend="jax", **choices).confidence <= 1
+for words in {commands!r}:
+    assert app(list(words), standalone_mode=False) in (None, 0, 1)  # 1: no answer is right
+print([name for name in ("torch", "pyro", "lightning", "lightning_fabric") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_confidence_speaks_of_the_runs_of_either_library(weights):
+    run = solve(weights, ROW, 3, 2, backend="jax").run
+    theirs = run.to_torch()
+    by_energy = {name: expected(inference(name, "potentials").energy(TASK)) for name in ("jax", "torch")}
+    for answers in (None, run.answers[-1, 0]):
+        for one, other in [(halt, halt), (value, value), (share, share), (by_energy["jax"], by_energy["torch"])]:
+            ours = one(run, answers)
+            assert isinstance(ours, np.ndarray) and ours.dtype == np.float64
+            np.testing.assert_allclose(ours, other(theirs, answers).numpy(), rtol=1e-6)
+    for wrong, one in (("torch", run), ("jax", theirs)):
+        message = f"the run is of {one.library}, so the potential must be, too, and it is of {wrong}"
+        with pytest.raises(ValueError, match=message):
+            by_energy[wrong](one)
 
 
 @pytest.mark.parametrize(
