@@ -324,6 +324,7 @@ def frontier(
     ] = "selected",
     rounds: Annotated[int, typer.Option(min=0, help="Timings of every cell; 0 leaves latency out.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write verdict, picture and table as one HTML file.")] = None,
+    backend: Backend = "torch",
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -335,13 +336,15 @@ def frontier(
     `probgram frontier queens8 --out frontier.html`
 
     `probgram frontier queens8 --depths 1,2,4 --widths 1,4,16 --problems 32 --by coverage --json`
+
+    `probgram frontier queens8 --backend jax --rounds 0`  with timings JAX compiles every cell of the grid
     """
     from probgram.inference.frontier import frontier as measure
 
     grid = {
         name: _integers(text, name) for name, text in (("depths", depths), ("widths", widths), ("seeds", seeds))
     }
-    chain = _chain(weights, device)
+    chain = _chain(weights, device, backend)
     family = _trained_on(chain) if task is None else _task(task)
     _check_data(chain, family)
     found = measure(chain, family, **grid, problems=problems, split=split, by=by, rounds=rounds)  # type: ignore[arg-type]

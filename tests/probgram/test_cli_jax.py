@@ -24,6 +24,7 @@ from probgram.models.on_jax import GRAM
 TASK = tasks.Queens(4)
 ROW = ". . . ."
 SMALL = ("--width", "3", "--depth", "2", "--backend", "jax")
+GRID = ("--depths", "1,2", "--widths", "1,3", "--split", "train", "--seeds", "0")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,7 @@ def test_neither_solving_nor_the_command_line_needs_torch(weights, shipped, boar
         ("solve", weights, "--board", board, *SMALL, "--confidence", "energy"),
         ("solve", weights, "--board", board, *SMALL, "--potential", "energy"),
         ("evaluate", weights, *SMALL, "--problems", "1", "--split", "train", "--seeds", "0"),
+        ("frontier", weights, *GRID, "--problems", "1", "--rounds", "0", "--backend", "jax"),
     ]
     code = f"""
 import sys
@@ -105,6 +107,20 @@ print([name for name in ("torch", "pyro", "lightning", "lightning_fabric") if na
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_frontier_is_that_of_torch(weights, tmp_path):
+    page = tmp_path / "frontier.html"
+    small = ("frontier", weights, *GRID, "--rounds", "1", "--json")
+    ours, theirs = probgram(*small, "--backend", "jax", "--out", page), probgram(*small)
+    assert ours.exit_code == theirs.exit_code == 0, ours.output
+    assert "data:image/png;base64," in page.read_text(encoding="utf-8")
+    ours, theirs = json.loads(ours.stdout), json.loads(theirs.stdout)
+    assert ours.keys() == theirs.keys() and ours["about"].pop("backend") == "jax"
+    assert np.shape(ours["seconds"]) == (2, 2) and np.min(ours["seconds"]) > 0
+    theirs["about"].pop("threads")
+    for name in ("figures", "multiply_adds", "kind", "verdicts", "about"):
+        assert ours[name] == theirs[name], name
 
 
 def test_a_confidence_speaks_of_the_runs_of_either_library(weights):
