@@ -75,8 +75,8 @@ class Head:
             )
         weights = _weights(run, step) * _gave(run, answers, step)  # [N, B]
         total = weights.sum(0)
-        probability = np.exp(-np.logaddexp(0.0, -widened(run.heads[self.name][step])))  # for all logits
-        return _of_kind(run, (weights * probability).sum(0) / np.where(total > 0, total, 1.0))
+        mean = (weights * sigmoid(run.heads[self.name][step])).sum(0) / np.where(total > 0, total, 1.0)
+        return _of_kind(run, mean)
 
 
 value = Head("value")
@@ -142,6 +142,11 @@ def _tasks(potential: Any) -> Iterator[Any]:
     for part in vars(potential).values() if hasattr(potential, "library") else ():
         for one in part if isinstance(part, tuple) else (part,):
             yield from (one,) if isinstance(one, Task) else _tasks(one)
+
+
+def sigmoid(logits: Any) -> NDArray[np.float64]:
+    """Probabilities of logits of either library; of any size, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -widened(logits).astype(np.float64)))
 
 
 def _weights(run: Run[Any], step: int) -> NDArray[np.float64]:

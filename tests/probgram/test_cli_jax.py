@@ -14,10 +14,8 @@ pytest.importorskip("numpyro", reason="needs probgram[jax]")
 import jax
 
 from probgram import backends, models, solve, tasks
-from probgram.backends import inference
 from probgram.checkpoint import save_chain
 from probgram.cli import app
-from probgram.inference.confidence import expected, halt, share, value
 from probgram.inference.on_jax import Trajectories
 from probgram.models.on_jax import GRAM
 
@@ -121,21 +119,6 @@ def test_the_frontier_is_that_of_torch(weights, tmp_path):
     theirs["about"].pop("threads")
     for name in ("figures", "multiply_adds", "kind", "verdicts", "about"):
         assert ours[name] == theirs[name], name
-
-
-def test_a_confidence_speaks_of_the_runs_of_either_library(weights):
-    run = solve(weights, ROW, 3, 2, backend="jax").run
-    theirs = run.to_torch()
-    by_energy = {name: expected(inference(name, "potentials").energy(TASK)) for name in ("jax", "torch")}
-    for answers in (None, run.answers[-1, 0]):
-        for one, other in [(halt, halt), (value, value), (share, share), (by_energy["jax"], by_energy["torch"])]:
-            ours = one(run, answers)
-            assert isinstance(ours, np.ndarray) and ours.dtype == np.float64
-            np.testing.assert_allclose(ours, other(theirs, answers).numpy(), rtol=1e-6)
-    for wrong, one in (("torch", run), ("jax", theirs)):
-        message = f"the run is of {one.library}, so the potential must be, too, and it is of {wrong}"
-        with pytest.raises(ValueError, match=message):
-            by_energy[wrong](one)
 
 
 @pytest.mark.parametrize(

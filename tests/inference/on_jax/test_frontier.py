@@ -1,9 +1,12 @@
 """The frontier of a JAX chain: that of torch up to the draws, the same count of multiply-adds, one table."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+
+pytest.importorskip("numpyro", reason="needs probgram[jax]")
+
+import jax
+import jax.numpy as jnp
 
 from probgram import models, tasks
 from probgram.inference import cost, frontier, grid
