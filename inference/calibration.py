@@ -24,12 +24,12 @@ Roelofs et al., arXiv 2012.08668 (its bias, and equal-mass bins).
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from probgram import metrics
-from probgram.inference.confidence import checked_cases
-from probgram.trajectories import Trajectories
+from probgram.fields import as_array
+from probgram.inference.confidence import checked_cases, sigmoid
+from probgram.run import Run
 
 SIMULATIONS = 400  # of a calibrated forecaster: the floor is known to 2 or 3%, a p-value to steps of 1 / 401
 CELLS = 4_000_000  # simulated cases at a time: bounds memory, changes no number
@@ -104,7 +104,7 @@ def reliability(
 
 
 def of_head(
-    run: Trajectories,
+    run: Run[Any],
     task: Any,
     head: str,
     step: int = -1,
@@ -134,18 +134,17 @@ def of_head(
     """
     if head not in run.heads:
         raise ValueError(f"the run has no head {head!r}: it has {', '.join(sorted(run.heads)) or 'none'}")
-    logits, answers, weights = run.heads[head][step], run.answers[step], run.weights[step]
+    said, last = sigmoid(run.heads[head][step]), step
     if head == "value" if at_end is None else at_end:
-        logits, answers, weights = logits.gather(0, run.lines()[step]), run.answers[-1], run.weights[-1]
-    correct = torch.as_tensor(task.verify(run.x, answers))
-    alive = weights > 0
-    problem = torch.arange(run.problems, device=alive.device).expand_as(alive)
-    cases = (logits.float().sigmoid()[alive], correct[alive], bins, adaptive, problem[alive].cpu())
-    return reliability(*cases, seed=run.seed)
+        said, last = np.take_along_axis(said, as_array(run.lines()[step]), 0), -1
+    correct = as_array(task.verify(run.x, run.answers[last]))
+    alive = as_array(run.weights[last]) > 0
+    problem = np.broadcast_to(np.arange(run.problems), alive.shape)
+    return reliability(said[alive], correct[alive], bins, adaptive, problem[alive], seed=run.seed)
 
 
 def of_answers(
-    run: Trajectories, task: Any, step: int = -1, bins: int = 10, adaptive: bool = False, seed: int = 0
+    run: Run[Any], task: Any, step: int = -1, bins: int = 10, adaptive: bool = False, seed: int = 0
 ) -> Reliability:
     """Calibration of the posterior over answers: does y come with the probability of its share?
 
@@ -205,7 +204,7 @@ class Distance(NamedTuple):
     solutions: NDArray[np.int64]
 
 
-def distance_to_uniform(run: Trajectories, task: Any, step: int = -1) -> Distance:
+def distance_to_uniform(run: Run[Any], task: Any, step: int = -1) -> Distance:
     """Total variation between a run's answers and the uniform law over solutions; wrong answers count in full.
 
     The floor is that of N independent draws of equal weight (`metrics.uniform_total_variation`): for weighted
@@ -271,17 +270,17 @@ def _diagram(
 # -- answers of a run -----------------------------------------------------------------------------------------
 
 
-def _solution_shares(run: Trajectories, task: Any, step: int) -> tuple[metrics.Solutions, Array]:
+def _solution_shares(run: Run[Any], task: Any, step: int) -> tuple[metrics.Solutions, Array]:
     """All solutions of the run's problems, and the weight on each, `[B, M]`."""
-    solutions = metrics.all_solutions(task, run.x.cpu())
-    answers, weights = run.answers[step].cpu().numpy(), run.weights[step].cpu().numpy()
+    solutions = metrics.all_solutions(task, as_array(run.x))
+    answers, weights = as_array(run.answers[step]), as_array(run.weights[step])
     return solutions, metrics.solution_weights(solutions, answers, weights)
 
 
-def _wrong_shares(run: Trajectories, task: Any, step: int, kept: NDArray[np.bool_]) -> Array:
+def _wrong_shares(run: Run[Any], task: Any, step: int, kept: NDArray[np.bool_]) -> Array:
     """The share of every different wrong answer that has weight, in the problems that are kept `[B]`."""
-    number, shares = (part.cpu().numpy() for part in run.answer_shares(step))  # [N, B]
-    right = torch.as_tensor(task.verify(run.x, run.answers[step])).cpu().numpy()
+    number, shares = (as_array(part) for part in run.answer_shares(step))  # [N, B]
+    right = as_array(task.verify(run.x, run.answers[step]))
     slots = np.unique(number, return_index=True)[1]  # one slot for each answer of each problem
     wrong = (~right & (shares > 0) & kept).reshape(-1)[slots]
     return shares.reshape(-1)[slots][wrong]

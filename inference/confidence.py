@@ -4,11 +4,11 @@
     value, halt      mean of the head's probability over the answer's slots     chains with that head
     expected(psi)    E[psi]: mean of a potential over all trajectories          say, exp(-violations / alpha)
 
-A confidence is any function `(run, answers [B, L], step) -> [B]` with values in [0, 1], and no confidence looks at
-a label: shares and heads come from the run alone. A potential may look at the task, and stays free of labels where
-the task counts violations from x and y alone (queens, colouring, Sudoku), not where it compares y with an answer
-that it knows (pointers, `Pairs` without a rule): there `expected(energy(task))` would be told the result, and
-refuses.
+A confidence is any function `(run, answers [B, L], step) -> [B]` with values in [0, 1]. Those here take the runs of
+both libraries, compute on the host, and return what the run's arrays are. No confidence looks at a label: shares
+and heads come from the run alone. A potential may look at the task, and stays free of labels where the task counts
+violations from x and y alone (queens, colouring, Sudoku), not where it compares y with an answer that it knows
+(pointers, `Pairs` without a rule): there `expected(energy(task))` would be told the result, and refuses.
 
 With several right answers a share says how the answer ranks among them, not whether it is right: 20 trajectories
 that are all right, and all different, give each answer a share of 0.05. Heads and potentials are asked about
@@ -23,26 +23,23 @@ Hanley and McNeil, "The meaning and use of the area under a ROC curve", 1982 (AU
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from probgram.inference.potentials import Potential, View, as_potential
-from probgram.inference.selection import vote
+from probgram.backends import inference
+from probgram.fields import as_array, widened
+from probgram.run import Array, Run
 from probgram.tasks import Task
-from probgram.trajectories import Trajectories
 
-Confidence = Callable[[Trajectories, Tensor | None, int], Tensor]
+Confidence = Callable[[Run[Any], Any, int], Any]
 
 
 # -- of an answer ---------------------------------------------------------------------------------------------
 
 
-def share(run: Trajectories, answers: Tensor | None = None, step: int = -1) -> Tensor:
+def share(run: Run[Array], answers: Any = None, step: int = -1) -> Array:
     """Posterior share of the chosen answer, that is, how much of the weight agrees with it.
 
     Args:
@@ -53,7 +50,7 @@ def share(run: Trajectories, answers: Tensor | None = None, step: int = -1) -> T
     Returns:
         `[B]`; 0 for an answer that no trajectory gave.
     """
-    return (run.weights[step] * _gave(run, answers, step)).sum(0).clamp(max=1.0)
+    return _of_kind(run, (_weights(run, step) * _gave(run, answers, step)).sum(0))
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Head:
 
     name: str
 
-    def __call__(self, run: Trajectories, answers: Tensor | None = None, step: int = -1) -> Tensor:
+    def __call__(self, run: Run[Array], answers: Any = None, step: int = -1) -> Array:
         """Confidence `[B]`; 0 for an answer that no trajectory gave. Arguments are those of `share`.
 
         Raises:
@@ -76,17 +73,17 @@ class Head:
             raise ValueError(
                 f"the confidence needs the head {self.name!r}: the run has {', '.join(sorted(run.heads)) or 'none'}"
             )
-        weights = run.weights[step] * _gave(run, answers, step)  # [N, B]
+        weights = _weights(run, step) * _gave(run, answers, step)  # [N, B]
         total = weights.sum(0)
-        mean = (weights * run.heads[self.name][step].to(weights).sigmoid()).sum(0) / total
-        return torch.where(total > 0, mean, 0.0)
+        mean = (weights * sigmoid(run.heads[self.name][step])).sum(0) / np.where(total > 0, total, 1.0)
+        return _of_kind(run, mean)
 
 
 value = Head("value")
 halt = Head("halt")
 
 
-def usual(run: Trajectories, answers: Tensor | None = None, step: int = -1) -> Tensor:
+def usual(run: Run[Array], answers: Any = None, step: int = -1) -> Array:
     """What `solve` asks unless told otherwise: the halt head where the run has one, else the share."""
     return (halt if "halt" in run.heads else share)(run, answers, step)
 
@@ -100,18 +97,19 @@ class Expected:
     `exp(run.log_normalizer[-1])`.)
 
     Args:
-        potential: of `probgram.inference.potentials`, or a function of the view; it sees the problems, the answers
-            and the heads that the run recorded.
+        potential: of the run's library, from `probgram.inference.potentials` or
+            `probgram.inference.on_jax.potentials`, or a function of the view; it sees the problems, the answers and
+            the heads that the run recorded.
 
     Raises:
         ValueError: the energy of a task that compares with an answer it knows (`knows_answers`), which would be a
             label; an accumulated potential, or one that a run tells too little for.
     """
 
-    potential: Potential | Callable[[View], Tensor]
+    potential: Callable[[Any], Any]
 
     def __post_init__(self) -> None:
-        if as_potential(self.potential).accumulates:
+        if getattr(self.potential, "accumulates", False):
             raise ValueError("a confidence is of one depth step: give the potential that was accumulated")
         for task in _tasks(self.potential):
             if getattr(task, "knows_answers", False):
@@ -119,48 +117,52 @@ class Expected:
                     f"a confidence must not look at labels: {task.name} counts violations by comparing with answers"
                 )
 
-    def __call__(self, run: Trajectories, answers: Tensor | None = None, step: int = -1) -> Tensor:
-        """Confidence `[B]`, whatever the answers; 0 where all weights vanished."""
-        weights = run.weights[step]
-        psi = as_potential(self.potential)(_Recorded(run, step)).to(weights).exp()
-        if bool((psi > 1 + 1e-6).any()):
-            raise ValueError(f"a potential must be at most 1 to be a confidence, got {float(psi.max()):.4g}")
-        return torch.where(weights > 0, weights * psi, 0.0).sum(0).clamp(max=1.0)
+    def __call__(self, run: Run[Array], answers: Any = None, step: int = -1) -> Array:
+        """Confidence `[B]`, whatever the answers; 0 where all weights vanished.
+
+        Raises:
+            ValueError: the potential is of the other library, or above 1.
+        """
+        library = getattr(self.potential, "library", run.library)
+        if library != run.library:
+            raise ValueError(f"the run is of {run.library}, so the potential must be, too, and it is of {library}")
+        potentials = inference(run.library, "potentials")
+        log_psi = potentials.as_potential(self.potential)(potentials.Recorded(run, step))
+        weights, psi = _weights(run, step), np.exp(widened(log_psi).astype(np.float64))
+        if (psi > 1 + 1e-6).any():
+            raise ValueError(f"a potential must be at most 1 to be a confidence, got {psi.max():.4g}")
+        return _of_kind(run, np.where(weights > 0, weights * psi, 0.0).sum(0))
 
 
 expected = Expected
 
 
-class _Recorded(View):
-    """What a potential sees of a run that is over: problems, answers and heads, but no states."""
-
-    def __init__(self, run: Trajectories, step: int) -> None:
-        problem = torch.arange(run.problems, device=run.answers.device)
-        super().__init__(None, None, None, None, run.depths[step], run.depth, problem, run.x)
-        self.answer = run.answers[step]  # in the place of the cached properties
-        self.heads = {name: logits[step] for name, logits in run.heads.items()}
-
-    @cached_property
-    def readout(self) -> Any:
-        raise ValueError("a run keeps answers and heads, no readouts: the confidence needs a potential of these")
-
-
 def _tasks(potential: Any) -> Iterator[Any]:
-    """The tasks that a potential, or a factor of it, looks at."""
-    for part in vars(potential).values() if isinstance(potential, Potential) else ():
+    """The tasks that a potential of either library, or a factor of it, looks at."""
+    for part in vars(potential).values() if hasattr(potential, "library") else ():
         for one in part if isinstance(part, tuple) else (part,):
-            if isinstance(one, Potential):
-                yield from _tasks(one)
-            elif isinstance(one, Task):
-                yield one
+            yield from (one,) if isinstance(one, Task) else _tasks(one)
 
 
-def _gave(run: Trajectories, answers: Tensor | None, step: int) -> Tensor:
+def sigmoid(logits: Any) -> NDArray[np.float64]:
+    """Probabilities of logits of either library; of any size, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -widened(logits).astype(np.float64)))
+
+
+def _weights(run: Run[Any], step: int) -> NDArray[np.float64]:
+    return as_array(run.weights[step]).astype(np.float64)  # [N, B]
+
+
+def _of_kind(run: Run[Array], confidence: NDArray[np.float64]) -> Array:
+    """A confidence `[B]` as the run's kind of array, on the host; rounding may have made a sum exceed 1."""
+    return run.as_stored(confidence.clip(max=1.0), "float64")
+
+
+def _gave(run: Run[Any], answers: Any, step: int) -> NDArray[np.bool_]:
     """Which slots gave the chosen answer, bool `[N, B]`."""
     if answers is None:
-        answers = vote(run, step).answers
-    given = run.answers[step]  # [N, B, L]
-    answers = torch.as_tensor(answers, device=given.device)
+        answers = inference(run.library, "selection").vote(run, step).answers
+    given, answers = as_array(run.answers[step]), as_array(answers)  # [N, B, L] and [B, L]
     if answers.shape != given.shape[1:]:
         raise ValueError(
             f"answers must be one answer a problem, {list(given.shape[1:])}, got {list(answers.shape)}"
@@ -260,4 +262,4 @@ def checked_cases(confidence: ArrayLike, correct: ArrayLike) -> tuple[NDArray[np
 
 
 def _host(values: Any) -> Any:
-    return values.detach().cpu() if isinstance(values, Tensor) else values
+    return values.detach().cpu() if hasattr(values, "detach") else values

@@ -1,4 +1,4 @@
-"""What a trajectory costs in multiply-adds: the one measure that compares chains with different f.
+"""What a trajectory costs in multiply-adds, the one measure that compares chains with different f; on what it runs.
 
 Counted are matrix products, convolutions and attention, as PyTorch dispatches them; elementwise work is not.
 """
@@ -29,3 +29,11 @@ def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         sample(chain, as_problems(x, chain)[:1], width=1, depth=depth)
     return counter.get_total_flops() // 2
+
+
+def machine(chain: Chain) -> dict[str, Any]:
+    """The kind of device that a chain's weights are on, and PyTorch's threads."""
+    return {
+        "device": next((p.device.type for p in chain.parameters()), "cpu"),
+        "threads": torch.get_num_threads(),
+    }

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from probgram import checkpoint, metrics
-from probgram.chain import Chain
-from probgram.inference.cost import multiply_adds
+from probgram.backends import backend_of, inference
 from probgram.inference.figures import chosen_problems
 from probgram.inference.grid import Rule, one_seed, seconds_of_cells
 from probgram.inference.page import page
@@ -67,7 +65,7 @@ class Frontier:
         multiply_adds: of one trajectory, times the width, `[D, W]`; None where there are no matrix products.
         by: the measure that `kind` is read from.
         level: of the intervals.
-        about: task, split, problems, seeds, device.
+        about: task, split, problems, seeds, device; the backend where it is JAX.
     """
 
     depths: tuple[int, ...]
@@ -323,9 +321,8 @@ class Frontier:
         return _LABELS.get(name, name.removeprefix("selected_").replace("_", " "))
 
 
-@torch.no_grad()
 def frontier(
-    chain: Chain,
+    chain: Any,
     task: Any,
     depths: Sequence[int] = (1, 2, 4, 8, 16),
     widths: Sequence[int] = (1, 2, 4, 8, 16, 32),
@@ -341,17 +338,20 @@ def frontier(
     """Measure a chain on a task over a grid of depth and width, at the prior, and say what lacks.
 
     Args:
-        chain: trained; where its steps depend on how many are to come (a looped flow), depth is read on the way.
+        chain: trained, of PyTorch or of JAX; where its steps depend on how many are to come (a looped flow), depth
+            is read on the way.
         task: gives the problems, verifies, and enumerates where it can.
         depths: depth steps, at least two different numbers.
         widths: trajectories a problem, likewise; best if each divides the greatest.
         seeds: one run each; at least 3 for a figure to publish.
         problems: a seeded subset of so many; None: all. Intervals are over problems.
         split: "test" (held out) or "train".
-        select: name -> rule `(run, step) -> Selection`; None: vote, best by each head there is, first verified.
+        select: name -> rule `(run, step) -> Selection`, for runs of the chain's library; None: vote, best by each
+            head there is, first verified.
         by: the measure that decides `kind`: "selected" (the best rule), "pass_at_n" (as good as selected where
             answers can be verified), or "coverage" (where problems have several answers).
-        rounds: timings of every cell, on one problem, cells taking turns; 0 leaves latency out.
+        rounds: timings of every cell, on one problem, cells taking turns; 0 leaves latency out. JAX compiles each
+            cell before, which is not in its time, and takes seconds.
         level: of the intervals.
 
     Raises:
@@ -372,6 +372,7 @@ def frontier(
     several = None if counts is None else int((counts > 1).sum())
     if by == "coverage" and not several:
         raise ValueError(f'by="coverage" needs problems with several known answers, and {task.name} has none')
+    cost = inference(backend_of(chain), "cost")
     runs = [one_seed(chain, task, x, counts, seed, select, **grid) for seed in seeds]
     names = [name for name in runs[0] if several or name != "coverage_macro_several"]
     scores = {name: np.stack([run[name] for run in runs]) for name in names}
@@ -383,11 +384,10 @@ def frontier(
         "several answers": several,
         "seeds": list(seeds),
         "latency rounds": rounds,
-        "device": next((p.device.type for p in chain.parameters()), "cpu"),
-        "threads": torch.get_num_threads(),
+        **cost.machine(chain),
     }
     seconds = seconds_of_cells(chain, x[:1], rounds, **grid) if rounds else None
-    work = np.outer([multiply_adds(chain, x[:1], depth) for depth in grid["depths"]], grid["widths"])
+    work = np.outer([cost.multiply_adds(chain, x[:1], depth) for depth in grid["depths"]], grid["widths"])
     return Frontier(
         **grid,
         scores=scores,

@@ -23,6 +23,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from probgram import state as trees
 from probgram.chain import Guide
+from probgram.inference.seeds import mix
 
 
 class GuidedSite(NamedTuple):
@@ -352,16 +353,6 @@ def _device(fn: Any) -> torch.device:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return next(getattr(fn, name).device for name in fn.arg_constraints if hasattr(fn, name))
-
-
-def mix(*words: int) -> int:
-    """Hash integers to a 63-bit seed (splitmix64's finaliser), so that neighbouring keys are unrelated."""
-    state = 0x9E3779B97F4A7C15
-    for word in words:
-        state = (state ^ (word & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state & 0x7FFFFFFFFFFFFFFF
 
 
 def seed_global(key: int, device: torch.device) -> None:

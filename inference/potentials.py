@@ -16,13 +16,14 @@ Sequential Monte Carlo", 2020, sections 5.1 and 10.3 (look-ahead); Naesseth et a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from probgram.inference.sampling import decoded
+from probgram.run import Run
 
 Evidence = Literal["every", "last"] | None
 
@@ -91,6 +92,30 @@ class View:
         return self.t >= self.depth
 
 
+class Recorded(View):
+    """What a potential sees of a run that is over: problems, answers and heads, but no states.
+
+    Args:
+        run: what was recorded.
+        step: row of the recorded depth steps.
+    """
+
+    def __init__(self, run: Run[Any], step: int = -1) -> None:
+        problem = torch.arange(run.problems, device=run.answers.device)
+        super().__init__(run, None, None, None, run.depths[step], run.depth, problem, run.x)
+        self.answer = run.answers[step]  # in the place of the cached properties
+        self.heads = {name: logits[step] for name, logits in run.heads.items()}
+
+    @cached_property
+    def readout(self) -> Any:
+        """There is none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a run keeps answers and heads, no readouts: the confidence needs a potential of these")
+
+
 class Potential:
     """A function of the view that multiplies and takes powers.
 
@@ -103,6 +128,7 @@ class Potential:
             False: psi_t is what it returns at t, in the place of psi_{t-1}.
     """
 
+    library: ClassVar[str] = "torch"  # as that of a run
     evidence: Evidence = None
     look_ahead: bool = False
     neutral: bool = False

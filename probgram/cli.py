@@ -159,7 +159,7 @@ def solve(
 
     depth = usual_depth(chain) if depth is None else depth
     choices = _filter(potential, resample, ess, family, backend)
-    sure: dict[str, Any] = {"abstain_below": abstain_below, "confidence": _confidence(confidence, family)}
+    sure: dict[str, Any] = {"abstain_below": abstain_below, "confidence": _confidence(confidence, family, backend)}
     solutions = [answer(chain, text, width, depth, seed, family, **sure, **choices) for text in texts]
     if report is not None:
         known = chain if backend == "torch" else None  # a diagnosis draws a few more trajectories, in PyTorch
@@ -324,6 +324,7 @@ def frontier(
     ] = "selected",
     rounds: Annotated[int, typer.Option(min=0, help="Timings of every cell; 0 leaves latency out.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write verdict, picture and table as one HTML file.")] = None,
+    backend: Backend = "torch",
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -335,13 +336,15 @@ def frontier(
     `probgram frontier queens8 --out frontier.html`
 
     `probgram frontier queens8 --depths 1,2,4 --widths 1,4,16 --problems 32 --by coverage --json`
+
+    `probgram frontier queens8 --backend jax --rounds 0`  with timings JAX compiles every cell of the grid
     """
     from probgram.inference.frontier import frontier as measure
 
     grid = {
         name: _integers(text, name) for name, text in (("depths", depths), ("widths", widths), ("seeds", seeds))
     }
-    chain = _chain(weights, device)
+    chain = _chain(weights, device, backend)
     family = _trained_on(chain) if task is None else _task(task)
     _check_data(chain, family)
     found = measure(chain, family, **grid, problems=problems, split=split, by=by, rounds=rounds)  # type: ignore[arg-type]
@@ -529,7 +532,7 @@ def _trained_on(chain: Any) -> "Task":
 
 def _check_data(chain: Any, task: "Task") -> None:
     """Refuse to call problems held out that the weights may have been trained on."""
-    from probgram.inference.batches import as_known_answers, fingerprint_of
+    from probgram.inference.drawing import as_known_answers, fingerprint_of
 
     seen = chain.about.get("data")
     if seen is not None and seen != fingerprint_of(as_known_answers(task)):
@@ -601,12 +604,13 @@ def _potential(text: str, task: "Task", backend: str) -> Any:
     return product
 
 
-def _confidence(word: str | None, task: "Task") -> Any:
+def _confidence(word: str | None, task: "Task", backend: str) -> Any:
     """A confidence from a word; None: the usual one."""
-    from probgram.inference import confidence, potentials
+    from probgram.backends import inference
+    from probgram.inference import confidence
 
     if word == "energy":
-        return confidence.expected(potentials.energy(task))
+        return confidence.expected(inference(backend, "potentials").energy(task))
     words = {None: None, "vote": confidence.share, "value": confidence.value, "halt": confidence.halt}
     if word not in words:
         raise ValueError(f"confidence must be vote, value, halt or energy, got {word!r}")

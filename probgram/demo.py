@@ -1,6 +1,7 @@
 """The demo: three boards completed with 20 trajectories each, and coverage against width as a picture."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.columns import Columns
@@ -9,9 +10,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from probgram import metrics, plots, tasks
-from probgram.inference.sampling import sample
-from probgram.models import GRAM
 from probgram.solve import Solution, solve
+
+if TYPE_CHECKING:
+    from probgram.models import GRAM
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -26,6 +28,8 @@ def run(console: Console, picture: Path, width: int = 20, depth: int = 16, seed:
         depth: depth steps.
         seed: of the trajectories.
     """
+    from probgram.models import GRAM
+
     chain = GRAM.from_pretrained("queens8")
     task = tasks.Queens(8)
     x = np.unique(task.examples("test")[0], axis=0)  # problems no weight has seen
@@ -60,7 +64,7 @@ def _show(console: Console, title: str, solution: Solution, there_are: int) -> N
 
 def _draw_curve(
     console: Console,
-    chain: GRAM,
+    chain: "GRAM",
     task: tasks.Queens,
     x: np.ndarray,
     picture: Path,
@@ -68,6 +72,8 @@ def _draw_curve(
     seed: int,
 ) -> None:
     import matplotlib
+
+    from probgram.inference.sampling import sample
 
     matplotlib.use("Agg")
     solutions = metrics.all_solutions(task, x)

@@ -114,6 +114,10 @@ class Run(Generic[Array]):
         """The slot each final trajectory occupied at every depth step, `[S, N, B]`."""
         raise NotImplementedError
 
+    def answer_shares(self, step: int = -1) -> tuple[Array, Array]:
+        """For each slot: a number of its answer, and the total weight of that answer in its problem, `[N, B]`."""
+        raise NotImplementedError
+
     # -- shape ------------------------------------------------------------------------------------------------
 
     @property

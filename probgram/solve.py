@@ -89,8 +89,9 @@ def solve(
         abstain_below: give no answer where the confidence is below, from 0 to 1; None: answer in any case.
         confidence: how sure a run is of the most probable answer, from `probgram.inference.confidence`: `halt` or
             `value`, what a head says of the trajectories that gave it; `share`, how many gave it, which is low also
-            where several answers are right; `expected(energy(task))`, how close all trajectories come to an answer,
-            the surest where the task can count violations without knowing the answers. None: `halt` where the chain
+            where several answers are right; `expected(energy(task))` of the backend's `energy`, how close all
+            trajectories come to an answer, the surest where the task can count violations without knowing the
+            answers. None: `halt` where the chain
             has that head, else `share`.
         backend: "torch", or "jax" (extra `jax`); None: that of the chain, and torch for weights by name or file.
         **filter: under a potential, further arguments of `smc.run`: `resample`, `ess_threshold`, ...
@@ -100,13 +101,14 @@ def solve(
 
     Raises:
         ValueError: the problem cannot be read, a size is below 1, there is no task to read it with, the chain lacks
-            the head that a confidence needs, or the backend is not installed or not that of the chain.
+            the head that a confidence needs, its potential is of the other backend, or the backend is not installed
+            or not that of the chain.
         CheckpointError: the weights cannot be loaded.
     """
     from probgram import tasks
     from probgram.backends import backend_of, inference, load_chain, seeded
+    from probgram.fields import as_array
     from probgram.inference.confidence import usual
-    from probgram.trajectories import as_trajectories
 
     if abstain_below is not None and not 0 <= abstain_below <= 1:
         raise ValueError(f"abstain_below must be between 0 and 1, got {abstain_below}")
@@ -132,6 +134,9 @@ def solve(
         filter |= {"width": width, "depth": depth, "task": task.name, "potential": potential}
         run = inference(backend, "smc").run(chain, x, **seeded(backend, seed), **filter)
     answers, shares = run.distinct(0)
+    sure = 0.0  # where all weights vanished
+    if len(answers):
+        sure = as_array((usual if confidence is None else confidence)(run, answers[:1], -1)).item()
     given = run.x[0]
     if backend == "torch":
         answers, shares, given = answers.cpu(), shares.cpu(), given.cpu()
@@ -139,11 +144,6 @@ def solve(
         verified = task.verify(given, answers)
     except tasks.UnknownAnswers:
         verified = None
-    sure = 0.0  # where all weights vanished
-    if len(answers):
-        seen = as_trajectories(run)
-        first = seen.distinct(0).answers[:1]
-        sure = float((usual if confidence is None else confidence)(seen, first, -1))
     return Solution(answers, shares, verified, run, task, sure, abstain_below)
 
 

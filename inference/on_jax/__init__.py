@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from probgram.lazy import lazy
 
 if TYPE_CHECKING:
+    from probgram.inference.frontier import frontier as frontier
     from probgram.inference.on_jax.devices import device_mesh as device_mesh
     from probgram.inference.on_jax.evaluation import evaluate as evaluate
     from probgram.inference.on_jax.evaluation import evidence_bound as evidence_bound
@@ -37,6 +38,7 @@ _HOMES = {
     "posterior": "probgram.inference.on_jax.selection",
     "evaluate": "probgram.inference.on_jax.evaluation",
     "evidence_bound": "probgram.inference.on_jax.evaluation",
+    "frontier": "probgram.inference.frontier",
 }
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -30,6 +30,7 @@ from jax import Array
 
 from probgram.inference.on_jax.handlers import present_log_prob, seeded
 from probgram.inference.on_jax.sampling import decoded
+from probgram.run import Run
 
 Evidence = Literal["every", "last"] | None
 
@@ -112,6 +113,30 @@ class View:
         return jnp.asarray(self.t) >= self.depth
 
 
+class Recorded(View):
+    """What a potential sees of a run that is over: problems, answers and heads, but no states.
+
+    Args:
+        run: what was recorded.
+        step: row of the recorded depth steps.
+    """
+
+    def __init__(self, run: Run[Any], step: int = -1) -> None:
+        problem = jnp.arange(run.problems)
+        super().__init__(run, None, None, None, run.depths[step], run.depth, problem, jnp.asarray(run.x))
+        self.answer = jnp.asarray(run.answers[step])  # in the place of the cached properties
+        self.heads = {name: jnp.asarray(logits[step]) for name, logits in run.heads.items()}
+
+    @cached_property
+    def readout(self) -> Any:
+        """There is none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a run keeps answers and heads, no readouts: the confidence needs a potential of these")
+
+
 class Potential(eqx.Module):
     """A function of the view that multiplies and takes powers.
 
@@ -124,6 +149,7 @@ class Potential(eqx.Module):
             False: psi_t is what it returns at t, in the place of psi_{t-1}.
     """
 
+    library: ClassVar[str] = "jax"  # as that of a run
     evidence: ClassVar[Any] = None
     look_ahead: ClassVar[Any] = False
     neutral: ClassVar[Any] = False

@@ -1,6 +1,8 @@
 """`--backend jax`: the same weights and output as in torch, one sentence where it cannot be."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,6 +22,7 @@ from probgram.models.on_jax import GRAM
 TASK = tasks.Queens(4)
 ROW = ". . . ."
 SMALL = ("--width", "3", "--depth", "2", "--backend", "jax")
+GRID = ("--depths", "1,2", "--widths", "1,3", "--split", "train", "--seeds", "0")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,49 @@ def test_evaluate_gives_the_figures_of_torch(weights):
     for name, values in theirs["figures"].items():
         assert ours["figures"][name] == pytest.approx(values), name
     assert ours["limits"] == theirs["limits"] and ours["about"].keys() == theirs["about"].keys()
+
+
+@pytest.mark.parametrize(
+    ("shipped", "board"), [(None, ROW), pytest.param("queens8", "0 . . . . . . .", marks=pytest.mark.slow)]
+)
+def test_neither_solving_nor_the_command_line_needs_torch(weights, shipped, board):
+    weights = shipped or weights
+    commands = [
+        ("solve", weights, "--board", board, *SMALL, "--confidence", "energy"),
+        ("solve", weights, "--board", board, *SMALL, "--potential", "energy"),
+        ("evaluate", weights, *SMALL, "--problems", "1", "--split", "train", "--seeds", "0"),
+        ("frontier", weights, *GRID, "--problems", "1", "--rounds", "0", "--backend", "jax"),
+    ]
+    code = f"""
+import sys
+from probgram import solve, tasks
+from probgram.cli import app
+from probgram.inference.confidence import expected
+from probgram.inference.on_jax.potentials import energy
+near = energy(tasks.from_name({shipped or TASK.name!r}))
+for choices in ({{}}, {{"potential": near, "confidence": expected(near), "resample": None}}):
+    assert 0 < solve({weights!r}, {board!r}, 3, 2, backend="jax", **choices).confidence <= 1
+for words in {commands!r}:
+    assert app(list(words), standalone_mode=False) in (None, 0, 1)  # 1: no answer is right
+print([name for name in ("torch", "pyro", "lightning", "lightning_fabric") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_frontier_is_that_of_torch(weights, tmp_path):
+    page = tmp_path / "frontier.html"
+    small = ("frontier", weights, *GRID, "--rounds", "1", "--json")
+    ours, theirs = probgram(*small, "--backend", "jax", "--out", page), probgram(*small)
+    assert ours.exit_code == theirs.exit_code == 0, ours.output
+    assert "data:image/png;base64," in page.read_text(encoding="utf-8")
+    ours, theirs = json.loads(ours.stdout), json.loads(theirs.stdout)
+    assert ours.keys() == theirs.keys() and ours["about"].pop("backend") == "jax"
+    assert np.shape(ours["seconds"]) == (2, 2) and np.min(ours["seconds"]) > 0
+    theirs["about"].pop("threads")
+    for name in ("figures", "multiply_adds", "kind", "verdicts", "about"):
+        assert ours[name] == theirs[name], name
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ LIGHT = [
     "import probgram.tasks; probgram.tasks.Queens(8).examples('test')",
     "import probgram.metrics",
     "import probgram.checkpoint",
+    "import probgram.inference.calibration, probgram.inference.frontier",
 ]
 
 

@@ -1,5 +1,8 @@
 """Abstaining: a solution says how sure it is, and gives no answer where that is not enough."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +100,22 @@ def test_nothing_is_sure_where_all_weights_vanished(chain):
 def test_a_threshold_is_a_probability(chain, threshold):
     with pytest.raises(ValueError, match=f"abstain_below must be between 0 and 1, got {threshold}"):
         answered(chain, abstain_below=threshold)
+
+
+def test_solving_in_torch_needs_no_jax():
+    code = """
+import sys
+from probgram import solve, tasks
+from probgram.inference.confidence import expected
+from probgram.inference.potentials import energy
+near = energy(tasks.Queens(8))
+for choices in ({}, {"potential": near, "confidence": expected(near)}):
+    solve("queens8", "0 . . . . . . .", width=4, depth=2, **choices)
+print([name for name in ("jax", "numpyro", "equinox", "optax") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_chain_without_heads_is_judged_by_its_votes_and_cannot_be_asked_for_a_head():
