@@ -461,7 +461,7 @@ def run(
     start: Trajectories | None = None,
     task: str = "",
     progress: bool = False,
-    callback: Callable[[SMCState, SMCInfo], None] | None = None,
+    callback: Callable[[SMCState, SMCInfo], Any] | None = None,
     store: str | Path | None = None,
 ) -> Trajectories:
     """Filter `width` trajectories of every problem through `depth` steps.
@@ -507,7 +507,7 @@ def run(
             does not act before the first of them.
         task: name that the result carries.
         progress: show a progress bar.
-        callback: called after every depth step.
+        callback: called after every depth step; return True to stop.
         store: a folder `*.zarr` that takes every depth step as soon as it is done, as for `sample`; with
             `keep="paths"` or `"latents"`, whose last state makes that a run can go on.
 
@@ -590,12 +590,11 @@ def run(
                 if growing is not None:
                     row = recorded(state)
                     growing.append(row if keep == "latents" else replace(row, state=None))
-                if callback is not None:
-                    callback(state, info)
+                stopped = callback is not None and bool(callback(state, info))
                 bar.update(state.t, {})
-                if state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
+                if stopped or state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
                     running = still_running(algorithm, state)
-                    if not len(running):
+                    if stopped or not len(running):
                         break
                     few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
                     if few and not (collect and islands > 1):  # pooled figures need every island of a problem
@@ -655,8 +654,9 @@ def reached(run: Trajectories) -> int:
     """
     if run.ended is None:
         return run.settings["depth"]
-    ended = run.ended if run.halted is None else run.ended[~run.halted.all(0)]
-    depths = sorted(set((ended if len(ended) else run.ended.amax()[None]).tolist()))
+    ended = torch.where(run.ended > 0, run.ended, run.settings["depth"])  # 0: the run was stopped before
+    going = ended if run.halted is None else ended[~run.halted.all(0)]
+    depths = sorted(set((going if len(going) else ended.amax()[None]).tolist()))
     if len(depths) > 1:
         raise ValueError(
             "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
