@@ -22,9 +22,8 @@ Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampli
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,7 +33,20 @@ from jax import Array
 from jax.sharding import Mesh
 
 from probgram import checkpoint
-from probgram.inference.on_jax import recording
+from probgram.inference.choices import (
+    Keep,
+    check_counts,
+    check_decode,
+    check_halting,
+    check_move,
+    checked_depth,
+    checked_keep,
+    depth_or_default,
+    name_of,
+    opened,
+)
+from probgram.inference.choices import evidence as evidence_of
+from probgram.inference.on_jax import continuation, recording
 from probgram.inference.on_jax.crossing import ancestors_over, gather_over
 from probgram.inference.on_jax.devices import check_mesh, spread
 from probgram.inference.on_jax.faults import (
@@ -66,10 +78,6 @@ from probgram.inference.on_jax.sampling import FLAG_EVERY, logit
 from probgram.inference.on_jax.trajectories import Trajectories, seed_of
 from probgram.models.on_jax.chain import Chain
 
-if TYPE_CHECKING:
-    from probgram.store import Store
-
-Keep = Literal["last", "summary", "paths", "latents"]
 Rejuvenate = Callable[[Rejuvenation], tuple[Any, Array, Array]]
 
 
@@ -214,21 +222,12 @@ def _chosen(
     exchange: Exchange | None = None,
 ) -> Filter:
     """The choices, checked; the problems are not yet encoded."""
-    if rejuvenate is not None and (isinstance(rejuvenate, type) or not callable(rejuvenate)):
-        raise ValueError(f"rejuvenate must be a move such as pcn(), got {rejuvenate!r}")
-    if rejuvenate is not None and decode == "sample":
-        raise ValueError("rejuvenate cannot weigh a sampled answer anew: use decode='mode'")
-    if rejuvenate is not None and (not isinstance(model, Chain) or guide is not None):
-        raise ValueError("rejuvenate moves the last noise of a chain that draws from its prior: it needs a Chain")
-    for name, number in (("width", width), ("islands", islands)):
-        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
-    if halt_probability is not None and not 0 < halt_probability < 1:
-        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
-    if decode not in ("mode", "sample"):
-        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    check_counts({"width": width, "islands": islands})
+    check_halting(halt_probability)
+    check_decode(decode)
+    check_move(rejuvenate, decode, isinstance(model, Chain) and guide is None)
     these = given(model, args, guide, evidence, problems)
-    depth = _depth(depth, these.problems)
+    depth = checked_depth(depth, these.problems).astype(np.int32)
     if decode == "sample" and (halt_probability is not None or depth.ndim):
         raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
     if resample is not None and not isinstance(resample, Adaptive):
@@ -610,17 +609,10 @@ def run(
         FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
         CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
-    if depth is None:
-        if not isinstance(model, Chain):
-            raise ValueError("depth must be given: how many steps the series has")
-        depth = 16
-    if keep is None:
-        keep = "paths" if isinstance(model, Chain) else "summary"
-    if keep not in ("last", "summary", "paths", "latents"):
-        raise ValueError(f'keep must be "last", "summary", "paths" or "latents", got {keep!r}')
+    depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
     key = as_key(key)
-    offset = _offset(start, width, seed_of(key), islands, potential)
-    further = depth if start is None else np.asarray(depth) + offset
+    offset = continuation.offset(start, width, seed_of(key), islands, potential)
+    further = depth if start is None else continuation.further(depth, offset)
     algorithm = _chosen(
         model,
         *args,
@@ -640,9 +632,9 @@ def run(
         mesh=mesh,
         exchange=exchange,
     )
-    resumed = None if start is None else _resume(algorithm, start, key)
+    resumed = None if start is None else SMCState(**continuation.resumed(algorithm, start, key))
     steps, whole, of = int(np.max(further)) - offset, keep in ("paths", "latents"), dict(collect or {})
-    growing = None if store is None else _store(store, start, keep)
+    growing = opened(store, start, keep)
 
     def recorded(state: SMCState, figures: recording.Row, paths: recording.Row, taken: int) -> Trajectories:
         """The run after `taken` depth steps, of which these are the last rows."""
@@ -661,7 +653,7 @@ def run(
             figures = jax.tree.map(lambda row: row[: taken - first + 1], figures)
             if whole:
                 paths, states = jax.tree.map(lambda row: row[: taken - first + 1], (paths, states))
-        meaning = _evidence(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
+        meaning = evidence_of(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
         settings = {
             "width": width,
             "depth": taken,
@@ -669,7 +661,7 @@ def run(
             "islands": islands,
             "decode": decode,
             "weights": weights,
-            "potential": None if potential is None else _name(potential),
+            "potential": name_of(potential),
             "guided": guide is not None,
             "resample": None if algorithm.resample is None else algorithm.resample.describe(),
             "halt_probability": halt_probability,
@@ -845,103 +837,6 @@ def _cast(leaf: Array, like: Any) -> Array:
     return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)  # a key cannot be cast, nor need be
 
 
-def _store(path: str | Path, start: Trajectories | None, keep: str) -> "Store":
-    if keep not in ("paths", "latents"):
-        raise ValueError(f'store needs keep="paths" or "latents", which record every depth step, got {keep!r}')
-    from probgram.store import Store
-
-    return Store(path, start)
-
-
-def _depth(depth: Any, problems: int) -> np.ndarray:
-    """Depth steps, one number or one a problem."""
-    number = np.asarray(depth)
-    if isinstance(depth, bool) or number.dtype.kind not in "iu" or number.min(initial=1) < 1 or number.size == 0:
-        raise ValueError(f"depth must be at least 1, an integer, got {depth!r}")
-    if number.ndim and number.shape != (problems,):
-        raise ValueError(f"depth must be an integer of at least 1, or {problems} of them, a problem each")
-    return number.astype(np.int32)
-
-
-def _offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
-    if start is None:
-        return 0
-    if start.state is None or start.log_potential is None:
-        raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
-    if islands != 1 or start.settings.get("islands") != 1:
-        raise ValueError("a run of several islands cannot be continued: their weights were pooled")
-    for name, was, now in (("width", start.width, width), ("key", start.seed, seed)):
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
-    before, again = start.settings["potential"], None if potential is None else _name(potential)
-    if before != again:
-        raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
-    return reached(start)
-
-
-def reached(run: Trajectories) -> int:
-    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
-
-    Raises:
-        ValueError: they ended at different depths.
-    """
-    if run.ended is None:
-        return run.settings["depth"]
-    ended = np.where(run.ended > 0, run.ended, run.settings["depth"])  # 0: the run was stopped before
-    going = ended if run.halted is None else ended[~run.halted.all(0)]
-    depths = sorted(set((going if len(going) else ended.max()[None]).tolist()))
-    if len(depths) > 1:
-        raise ValueError(
-            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
-        )
-    return depths[0]
-
-
-def _resume(algorithm: Filter, start: Trajectories, key: Array) -> SMCState:
-    """The state that a run ended in."""
-    assert start.log_potential is not None and start.log_normalizer is not None
-    if start.problems != algorithm.given.problems:
-        raise ValueError(f"start has {start.problems} problems, got {algorithm.given.problems}")
-    if algorithm.x is not None and not np.array_equal(start.x, algorithm.x, equal_nan=start.x.dtype.kind == "f"):
-        raise ValueError("start is a run of other problems than x")
-    halted = start.halted
-    if halted is not None and algorithm.halt_above is None:
-        raise ValueError("start was run with halt_probability, so it must go on with one")
-    if algorithm.halt_above is not None and halted is None:
-        halted = np.zeros(start.log_weights[-1].shape, bool)
-    log_normalizer = jnp.asarray(start.log_normalizer[-1])
-    nothing = jnp.zeros(start.problems, jnp.int32)
-    return SMCState(
-        latent=start.state,
-        log_weights=jnp.asarray(start.log_weights[-1]),
-        log_psi=jnp.asarray(start.log_potential),
-        log_normalizer=log_normalizer,
-        ess=jnp.asarray(start.ess[-1], start.log_weights.dtype),
-        dead=jnp.where(jnp.isneginf(log_normalizer), start.depth, nothing),
-        nan=nothing,
-        done=nothing,
-        halted=None if halted is None else jnp.asarray(halted),
-        t=jnp.asarray(reached(start), jnp.int32),
-        key=jax.random.split(key)[1],
-        observed=jnp.asarray(start.settings["observed"]),
-        likelihood=jnp.asarray(start.settings["likelihood"]),
-        weighs=jnp.asarray(start.settings["weighs"]),
-    )
-
-
-def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
-    """What log Z is: "every" row log evidence, the "last" row only, or None."""
-    if observed and not likelihood:
-        return None
-    if potential is None:
-        return "every" if observed else None
-    return potential.evidence if observed or not potential.neutral else None
-
-
 def _fingerprint(model: Any) -> str | None:
     arrays = model.state_dict() if isinstance(model, Chain) else {}
     return checkpoint.fingerprint(arrays) if arrays else None
-
-
-def _name(potential: Any) -> str:
-    return getattr(potential, "__name__", None) or repr(potential)
