@@ -80,15 +80,19 @@ def run(problems: int = PROBLEMS, width: int = 6, **choices: Any) -> Any:
     return smc.run(Walk(), np.zeros((problems, 1), np.float32), width=width, **choices)
 
 
+CHOICES: dict[str, dict[str, Any]] = {
+    "anew": {"rejuvenate": pcn(0.0, moves=3)},
+    "near": {"rejuvenate": pcn(0.7, moves=3)},
+    "accumulated": {"rejuvenate": pcn(0.3, moves=2), "potential": EVERY},
+    "exchanged": {
+        "rejuvenate": pcn(0.5, moves=2), "islands": 2, "exchange": ring(every=1, share=0.5), "problems": 2_000
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "choices",
-    [
-        {"rejuvenate": pcn(0.0, moves=3)},
-        {"rejuvenate": pcn(0.7, moves=3)},
-        {"rejuvenate": pcn(0.3, moves=2), "potential": EVERY},
-        {"rejuvenate": pcn(0.5, moves=2), "islands": 2, "exchange": ring(every=1, share=0.5), "problems": 2_000},
-    ],
-    ids=["anew", "near", "accumulated", "exchanged"],
+    [pytest.param(c, id=name, marks=[] if name == "near" else pytest.mark.slow) for name, c in CHOICES.items()],
 )
 def test_z_and_the_tilted_mean_stay_unbiased(choices: dict[str, Any]) -> None:
     """Two two-sided comparisons each."""
@@ -150,6 +154,7 @@ def test_the_answers_and_heads_of_moved_states_are_their_own() -> None:
     assert not np.array_equal(copied, moved.latent.h)
 
 
+@pytest.mark.slow
 def test_the_torch_side_moves_the_same_noise_to_the_same_states() -> None:
     """Of one transition: its prior, the state that other noise leads to, and that state's potential."""
     there, here, x = models.GRAM.from_pretrained("queens8"), GRAM.from_pretrained("queens8"), board()

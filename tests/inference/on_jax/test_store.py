@@ -85,7 +85,7 @@ def run(**choices: Any) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in ("islands", "halting") else pytest.mark.slow) for n in FILTERS],
+    [pytest.param(n, marks=[] if n == "islands" else pytest.mark.slow) for n in FILTERS],
 )
 def test_what_a_filter_writes_equals_the_run_in_memory(name: str, tmp_path: Path) -> None:
     choices, seen = FILTERS[name], []
