@@ -1,5 +1,6 @@
 """What a training run is, whatever the backend: its result, its settings as JSON, its lines of metrics."""
 
+import inspect
 import json
 import math
 import textwrap
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from probgram.checkpoint import CheckpointError, write_bytes
 from probgram.inference.fit_config import FitConfig
+from probgram.inference.objective_config import ObjectiveConfig
 from probgram.tasks import Task
 
 
@@ -106,14 +108,34 @@ def model_of(chain: Any) -> Any:
         return repr(chain)
 
 
-def check_settings(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a run found at `path` had other settings, those that differ named."""
+def check_settings(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], chain: Any) -> None:
+    """Raise CheckpointError where a run of `chain` found at `path` had other settings, those that differ named.
+
+    A setting that did not exist when the run was saved counts as having its default.
+    """
+    saved, now = _defaults(chain) | _each(saved), _each(now)
     changed = [k for k, v in now.items() if saved.get(k) != v]
     if changed:
         was, is_now = ({k: textwrap.shorten(str(s.get(k)), 80) for k in changed} for s in (saved, now))
         raise CheckpointError(
             f"{path} belongs to a run with other settings (was {was}, now {is_now}): use them, or another folder"
         )
+
+
+def _defaults(chain: Any) -> dict[str, Any]:
+    """What every setting is where nothing is said of it, as JSON values; a model's are those of its arguments."""
+    choices = inspect.signature(getattr(chain, "Config", type(chain))).parameters
+    model = {name: choice.default for name, choice in choices.items() if choice.default is not choice.empty}
+    own = json.loads(json.dumps({f"{type(chain).__name__}.{k}": v for k, v in model.items()}, default=repr))
+    return plain(ObjectiveConfig()) | plain(FitConfig()) | own
+
+
+def _each(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with every choice of the model as one of its own."""
+    if not isinstance(settings.get("model"), list):  # it has no configuration
+        return dict(settings)
+    name, configuration = settings["model"]
+    return {**settings, "model": name} | {f"{name}.{k}": v for k, v in configuration.items()}
 
 
 def _name(function: Any) -> str:

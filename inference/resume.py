@@ -65,7 +65,7 @@ def load_training(
         optimiser: of the same parameters; filled in place.
         rollout: a fresh one, for devices.
         life: filled in place.
-        settings: must equal those of the run that was saved.
+        settings: must equal those of the run that was saved; where they did not exist then, their defaults.
 
     Raises:
         CheckpointError: damaged, not a training state, or of a run with other settings or another model.
@@ -74,7 +74,7 @@ def load_training(
     if metadata.get("format") != FORMAT:
         raise checkpoint.CheckpointError(f"{path} is not a training state")
     plain = json.loads(metadata["plain"])
-    check_settings(path, plain["settings"], settings)
+    check_settings(path, plain["settings"], settings, objective.chain)
     device = rollout.x.device
     try:
         objective.load_state_dict(_under(tensors, "objective"))

@@ -17,6 +17,7 @@ from torch import Tensor
 from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
+from probgram.inference.choices import check_decode, check_halting
 from probgram.inference.handlers import BLOCK, seeded, validation
 from probgram.inference.handlers import start as start_state
 from probgram.trajectories import Trajectories
@@ -82,8 +83,7 @@ def sample(
         CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
     x = as_problems(x, chain)
-    if halt_probability is not None and not 0 < halt_probability < 1:
-        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
+    check_halting(halt_probability)
     _check(width, depth, keep, decode, chunk)
     _check_weights(chain)
     if start is not None:
@@ -297,8 +297,7 @@ def _check(width: int, depth: int, keep: str, decode: str, chunk: int | None) ->
             raise ValueError(f"{name} must be at least 1, got {value}")
     if keep not in ("paths", "last", "latents"):
         raise ValueError(f'keep must be "paths", "last" or "latents", got {keep!r}')
-    if decode not in ("mode", "sample"):
-        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    check_decode(decode)
     if chunk is not None and (chunk < 1 or chunk % BLOCK):
         raise ValueError(f"chunk must be a multiple of {BLOCK}, got {chunk}")
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ from torch import Tensor
 from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
+from probgram.inference import continuation
+from probgram.inference.choices import (
+    Keep,
+    check_counts,
+    check_decode,
+    check_halting,
+    check_move,
+    checked_depth,
+    checked_keep,
+    depth_or_default,
+    name_of,
+    opened,
+)
+from probgram.inference.choices import evidence as evidence_of
 from probgram.inference.columns import leave, merged
 from probgram.inference.faults import FilterError as FilterError
 from probgram.inference.faults import all_dead, check_factors, report_dead, still_running
@@ -45,10 +59,6 @@ from probgram.inference.sampling import FLAG_EVERY, decoded, logit
 from probgram.state import widest
 from probgram.trajectories import Trajectories
 
-if TYPE_CHECKING:
-    from probgram.store import Store
-
-Keep = Literal["last", "summary", "paths", "latents"]
 Collect = Mapping[str, Callable[[Any, Tensor], Tensor]]
 Rejuvenate = Callable[[Rejuvenation], tuple[Any, Tensor, Tensor]]
 
@@ -143,25 +153,13 @@ def build(
     compile: bool = False,
 ) -> Filter:
     """Check the choices of a filter and put them together; the arguments are those of `run`."""
-    if rejuvenate is not None and (isinstance(rejuvenate, type) or not callable(rejuvenate)):
-        raise ValueError(f"rejuvenate must be a move such as pcn(), got {rejuvenate!r}")
-    if rejuvenate is not None and decode == "sample":
-        raise ValueError("rejuvenate cannot weigh a sampled answer anew: use decode='mode'")
-    for name, number in (("width", width), ("islands", islands)):
-        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
-    if halt_probability is not None and not 0 < halt_probability < 1:
-        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
-    if decode not in ("mode", "sample"):
-        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
-    if decode == "sample" and (halt_probability is not None or not isinstance(depth, Integral)):
-        raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
+    check_counts({"width": width, "islands": islands})
+    check_halting(halt_probability)
+    check_decode(decode)
     kernel = as_kernel(model, args, guide, evidence, problems, device, strict)
-    if rejuvenate is not None:
-        if not isinstance(kernel, PyroKernel) or not isinstance(model, Chain) or guide is not None:
-            raise ValueError(
-                "rejuvenate moves the last noise of a chain that draws from its prior: it needs a Chain"
-            )
+    fits = isinstance(kernel, PyroKernel) and isinstance(model, Chain) and guide is None
+    check_move(rejuvenate, decode, fits)
+    if rejuvenate is not None and isinstance(kernel, PyroKernel):
         kernel = kernel.recording()
     if compile:
         if not isinstance(kernel, PlainKernel):
@@ -170,7 +168,10 @@ def build(
     x = torch.as_tensor(args[0], device=kernel.device) if isinstance(model, Chain) else None
     x = x[None] if x is not None and x.dim() == 1 else x
     problem = torch.arange(kernel.problems, device=kernel.device)
-    depth, last_depth = _depth(depth, kernel)
+    number = checked_depth(depth.cpu() if isinstance(depth, Tensor) else depth, kernel.problems)
+    depth = torch.as_tensor(number, device=kernel.device) if number.ndim else int(number)
+    if decode == "sample" and (halt_probability is not None or number.ndim):
+        raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
     if islands > 1:
         kernel, problem = kernel.repeat(islands), problem.repeat_interleave(islands)
         depth = depth.repeat_interleave(islands) if isinstance(depth, Tensor) else depth
@@ -191,7 +192,7 @@ def build(
         rejuvenate,
         x,
         problem,
-        last_depth=last_depth,
+        last_depth=int(number.max()),
         compile=compile,
     )
 
@@ -461,7 +462,7 @@ def run(
     start: Trajectories | None = None,
     task: str = "",
     progress: bool = False,
-    callback: Callable[[SMCState, SMCInfo], None] | None = None,
+    callback: Callable[[SMCState, SMCInfo], Any] | None = None,
     store: str | Path | None = None,
 ) -> Trajectories:
     """Filter `width` trajectories of every problem through `depth` steps.
@@ -507,7 +508,7 @@ def run(
             does not act before the first of them.
         task: name that the result carries.
         progress: show a progress bar.
-        callback: called after every depth step.
+        callback: called after every depth step; return True to stop.
         store: a folder `*.zarr` that takes every depth step as soon as it is done, as for `sample`; with
             `keep="paths"` or `"latents"`, whose last state makes that a run can go on.
 
@@ -520,21 +521,14 @@ def run(
         FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
         CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
-    if depth is None:
-        if not isinstance(model, Chain):
-            raise ValueError("depth must be given: how many steps the series has")
-        depth = 16
-    offset = _offset(start, width, seed, islands, potential)
-    if keep is None:
-        keep = "paths" if isinstance(model, Chain) else "summary"
-    if keep not in ("last", "summary", "paths", "latents"):
-        raise ValueError(f'keep must be "last", "summary", "paths" or "latents", got {keep!r}')
+    depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
+    offset = continuation.offset(start, width, seed, islands, potential)
     with torch.set_grad_enabled(gradient):
         algorithm = build(
             model,
             *args,
             width=width,
-            depth=depth if start is None else _further(depth, offset),
+            depth=depth if start is None else continuation.further(depth, offset),
             potential=potential,
             resample=resample,
             ess_threshold=ess_threshold,
@@ -549,10 +543,10 @@ def run(
             rejuvenate=rejuvenate,
             compile=compile,
         )
-        state = init(algorithm, seed) if start is None else _resume(algorithm, start)
+        state = init(algorithm, seed) if start is None else SMCState(**continuation.resumed(algorithm, start))
         whole: SMCState | None = None  # all problems, once some have left
         steps = algorithm.last_depth - offset
-        growing = None if store is None else _store(store, start, keep)
+        growing = opened(store, start, keep)
         record = Record(keep, collect or {}, islands, algorithm.kernel.problems, steps, stored=growing is not None)
 
         def recorded(state: SMCState) -> Trajectories:
@@ -566,11 +560,11 @@ def run(
                 "decode": decode,
                 "weights": checkpoint.weights_of(model) if isinstance(model, torch.nn.Module) else None,
             }
-            settings |= {"potential": None if potential is None else _name(potential), "guided": guide is not None}
+            settings |= {"potential": name_of(potential), "guided": guide is not None}
             settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
             settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
             settings |= {"observed": state.observed, "likelihood": state.likelihood}
-            meaning = _evidence(algorithm.potential, state.observed, state.likelihood)
+            meaning = evidence_of(algorithm.potential, state.observed, state.likelihood)
             return record.trajectories(
                 algorithm.x,
                 state,
@@ -590,124 +584,14 @@ def run(
                 if growing is not None:
                     row = recorded(state)
                     growing.append(row if keep == "latents" else replace(row, state=None))
-                if callback is not None:
-                    callback(state, info)
+                stopped = callback is not None and bool(callback(state, info))
                 bar.update(state.t, {})
-                if state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
+                if stopped or state.t % FLAG_EVERY == 0 or state.t == algorithm.last_depth:
                     running = still_running(algorithm, state)
-                    if not len(running):
+                    if stopped or not len(running):
                         break
                     few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
                     if few and not (collect and islands > 1):  # pooled figures need every island of a problem
                         algorithm, state, whole = leave(algorithm, state, running, whole, record)
         report_dead(state if algorithm.columns is None else merged(whole, state, algorithm.columns[0]), islands)
         return recorded(state)
-
-
-def _store(path: str | Path, start: Trajectories | None, keep: str) -> "Store":
-    if keep not in ("paths", "latents"):
-        raise ValueError(f'store needs keep="paths" or "latents", which record every depth step, got {keep!r}')
-    from probgram.store import Store
-
-    return Store(path, start)
-
-
-def _depth(depth: int | Tensor, kernel: Kernel) -> tuple[int | Tensor, int]:
-    """Depth steps, one number or one a problem, and the most of them."""
-    whole = not isinstance(depth, bool) and isinstance(depth, Integral)
-    if isinstance(depth, Tensor) and depth.dim() == 0 and not depth.is_floating_point():
-        depth, whole = int(depth), True
-    if whole:
-        if int(depth) < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        return int(depth), int(depth)
-    depth = torch.as_tensor(depth) if isinstance(depth, Tensor | list | tuple) else torch.zeros(0, 0)
-    if depth.dim() != 1 or len(depth) != kernel.problems or depth.is_floating_point() or int(depth.min()) < 1:
-        raise ValueError(f"depth must be an integer of at least 1, or {kernel.problems} of them, a problem each")
-    return depth.to(kernel.device, torch.long), int(depth.max())
-
-
-def _further(depth: int | Tensor, offset: int) -> int | Tensor:
-    return depth + offset if isinstance(depth, int | Tensor) else [number + offset for number in depth]
-
-
-def _offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
-    if start is None:
-        return 0
-    if start.state is None or start.log_potential is None:
-        raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
-    if islands != 1 or start.settings.get("islands") != 1:
-        raise ValueError("a run of several islands cannot be continued: their weights were pooled")
-    for name, was, now in (("width", start.width, width), ("seed", start.seed, seed)):
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
-    before, again = start.settings["potential"], None if potential is None else _name(potential)
-    if before != again:
-        raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
-    return reached(start)
-
-
-def reached(run: Trajectories) -> int:
-    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
-
-    Raises:
-        ValueError: they ended at different depths.
-    """
-    if run.ended is None:
-        return run.settings["depth"]
-    ended = run.ended if run.halted is None else run.ended[~run.halted.all(0)]
-    depths = sorted(set((ended if len(ended) else run.ended.amax()[None]).tolist()))
-    if len(depths) > 1:
-        raise ValueError(
-            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
-        )
-    return depths[0]
-
-
-def _resume(algorithm: Filter, start: Trajectories) -> SMCState:
-    """The state that a run ended in."""
-    assert start.log_potential is not None and start.log_normalizer is not None
-    if start.problems != algorithm.kernel.problems:
-        raise ValueError(f"start has {start.problems} problems, got {algorithm.kernel.problems}")
-    if algorithm.x is not None and not _same(start.x.to(algorithm.x), algorithm.x):
-        raise ValueError("start is a run of other problems than x")
-    nothing = torch.zeros(start.problems, dtype=torch.int32, device=start.log_weights.device)
-    log_normalizer = start.log_normalizer[-1]
-    halted = start.halted
-    if halted is not None and algorithm.halt_above is None:
-        raise ValueError("start was run with halt_probability, so it must go on with one")
-    if algorithm.halt_above is not None and halted is None:
-        halted = torch.zeros_like(start.log_weights[-1], dtype=torch.bool)
-    return SMCState(
-        latent=start.state,
-        log_weights=start.log_weights[-1],
-        log_psi=start.log_potential,
-        log_normalizer=log_normalizer,
-        ess=start.ess[-1].to(start.log_weights),
-        dead=torch.where(log_normalizer.isneginf(), start.depth, nothing).int(),
-        nan=nothing,
-        done=nothing,
-        halted=halted,
-        t=reached(start),
-        seed=start.seed,
-        observed=start.settings["observed"],
-        likelihood=start.settings["likelihood"],
-        weighs=start.settings["weighs"],
-    )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a.eq(b) | (a.isnan() & b.isnan())).all())
-
-
-def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
-    """What log Z is: "every" row log evidence, the "last" row only, or None."""
-    if observed and not likelihood:
-        return None
-    if potential is None:
-        return "every" if observed else None
-    return potential.evidence if observed or not potential.neutral else None
-
-
-def _name(potential: Any) -> str:
-    return getattr(potential, "__name__", None) or repr(potential)

@@ -45,6 +45,7 @@ class Run(Generic[Array]):
         likelihoods_only: whether every factor was a likelihood, so that log Z is log evidence.
         halted: bool `[N, B]`, trajectories whose halt head stopped them; None where stopping was off.
         ended: depth step at which each problem of a filter ended, int32 `[B]`, where they may differ; else None.
+            0: it had not when the run was stopped.
         state: the last state, to go on from: the filter's, or that of `sample` with `keep="latents"`; else None.
         depths: depth step of each recorded row, `[S]`, counted from 1.
         task: name of the task, "" where there is none.

@@ -202,7 +202,7 @@ class seeded(_Handler):  # noqa: N801
         fn = msg["fn"]
         if isinstance(fn, dist.Delta):
             msg["value"] = fn.v
-        elif isinstance(gaussian := _inner(fn), dist.Normal):
+        elif isinstance(gaussian := inner(fn), dist.Normal):
             shape = fn.batch_shape + fn.event_shape
             msg["value"] = gaussian.loc + gaussian.scale * self._noise(shape, jnp.result_type(gaussian.loc))
         else:
@@ -321,13 +321,13 @@ def mode(fn: dist.Distribution) -> Array:
 
 def _categorical(fn: dist.Distribution) -> tuple[Array, int] | None:
     events = len(fn.event_shape)
-    shape, fn = fn.batch_shape + fn.event_shape, _inner(fn)
+    shape, fn = fn.batch_shape + fn.event_shape, inner(fn)
     if not hasattr(fn, "logits") or fn.__class__.__name__ not in ("CategoricalLogits", "CategoricalProbs"):
         return None
     return jnp.broadcast_to(fn.logits, (*shape, fn.logits.shape[-1])), events
 
 
-def _inner(fn: Any) -> Any:
+def inner(fn: Any) -> Any:
     """What `expand` and `to_event` were applied to; a mask stays."""
     while isinstance(fn, dist.Independent | ExpandedDistribution):
         fn = fn.base_dist

@@ -13,8 +13,9 @@ Arrays of a model that is an Equinox module are data, which may change without c
 part of what is compiled, and told apart by `==`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -36,7 +37,17 @@ class Moved(NamedTuple):
     log_factor: Array | None  # Σ log g + Σ (log p - log q), [N, B]; None where nothing weighs
     observed: bool  # whether something was observed, so that more than p / q is weighed
     likelihood: bool  # whether all that was observed is a likelihood (a `numpyro.factor` is not)
+    sites: Mapping[str, Array] = MappingProxyType({})  # in strict mode: each site's own log weight
+    last: "LastMove | None" = None  # where it is recorded: the last transition
     kl: Array | None = None  # KL(q || p) where a chain's guide proposed, [N, B]
+
+
+class LastMove(NamedTuple):
+    """The last transition of a depth step: the state is `chain.move(proposal, noise)`."""
+
+    proposal: Any  # leaves [N, B, ...]
+    noise: Array  # [N, B, ...]
+    taken: Array  # bool [N, B]; False stands for none so far, in a loop that must carry one
 
 
 # -- plain arrays ---------------------------------------------------------------------------------------------
@@ -116,6 +127,8 @@ class NumPyroKernel(eqx.Module):
         problems: B.
         plates: how many plates of its own the model opens.
         missing: whether an argument holds NaN.
+        strict: keep each site's own log weight.
+        record_last: remember the last transition of a chain that draws from its prior.
     """
 
     model: Any
@@ -125,6 +138,8 @@ class NumPyroKernel(eqx.Module):
     problems: int = eqx.field(static=True)
     plates: int = eqx.field(static=True, default=0)
     missing: bool = eqx.field(static=True, default=False)
+    strict: bool = eqx.field(static=True, default=False)
+    record_last: bool = eqx.field(static=True, default=False)
 
     @property
     def context(self) -> Any:
@@ -141,12 +156,12 @@ class NumPyroKernel(eqx.Module):
 
     def _run(self, method: str, before: tuple[Any, ...], width: int, key: Array) -> Moved:
         shape = (width, self.problems)
-        w, handler, replayed = weighted(self.plates, self.missing, filtering=True), None, None
+        w, handler, replayed = weighted(self.plates, self.missing, self.strict, filtering=True), None, None
         with ExitStack() as stack:
             stack.enter_context(self._shapes_explained())
             stack.enter_context(w)
             stack.enter_context(seeded(key, block=width))
-            if isinstance(self.guide, Guide):
+            if self.record_last or isinstance(self.guide, Guide):
                 handler = stack.enter_context(guided(self.guide, self.evidence))
             elif self.guide is not None:
                 replayed = stack.enter_context(_Replayed())
@@ -166,8 +181,13 @@ class NumPyroKernel(eqx.Module):
         if isinstance(w.log_weight, Array):
             with self._shapes_explained():
                 log_factor = jnp.broadcast_to(w.log_weight, shape)
-        kl = jnp.broadcast_to(handler.kl, shape) if handler is not None and handler.sites else None
-        return Moved(latent, log_factor, bool(w.observed), not w.factors, kl)
+        last = kl = None
+        if handler is not None and handler.sites:
+            if self.record_last:
+                last = LastMove(handler.sites[-1].proposal, handler.sites[-1].value, jnp.ones(shape, bool))
+            else:
+                kl = jnp.broadcast_to(handler.kl, shape)
+        return Moved(latent, log_factor, bool(w.observed), not w.factors, w.sites, last, kl)
 
     @contextmanager
     def _shapes_explained(self) -> Iterator[None]:
@@ -249,7 +269,7 @@ class Given(NamedTuple):
     problems: int  # B
     missing: bool
 
-    def kernel(self, islands: int) -> Kernel:
+    def kernel(self, islands: int, strict: bool = False, record_last: bool = False) -> Kernel:
         """The kernel of B·I problems: each one I times."""
 
         def several(leaf: Any) -> Any:
@@ -260,12 +280,14 @@ class Given(NamedTuple):
         if isinstance(self.model, Chain):
             context = jax.tree.map(several, self.model.encode(self.args[0]))
             evidence = None if self.guide is None else self.guide.encode(jnp.repeat(self.evidence, islands, 0))
-            return NumPyroKernel(self.model, (context,), self.guide, evidence, columns, missing=self.missing)
+            return NumPyroKernel(
+                self.model, (context,), self.guide, evidence, columns, 0, self.missing, strict, record_last
+            )
         args = self.args if self.problems == 1 else jax.tree.map(several, self.args)
         if isinstance(self.model, PlainModel):
             return PlainKernel(self.model, args, columns)
         plates = int(getattr(self.model, "max_plate_nesting", 0))
-        return NumPyroKernel(self.model, args, self.guide, None, columns, plates, self.missing)
+        return NumPyroKernel(self.model, args, self.guide, None, columns, plates, self.missing, strict)
 
 
 def given(

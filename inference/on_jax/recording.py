@@ -24,7 +24,8 @@ _POOLED = ("log_weights", "ancestors", "heads", "answers", "states", "kl")
 
 def figures(state: "SMCState", info: "SMCInfo", collect: Collect, islands: int) -> Row:
     """What is kept of every depth step, whatever else is."""
-    kept = {"log_normalizer": state.log_normalizer, "ess": state.ess, "resampled": info.resampled}
+    kept: Row = {"log_normalizer": state.log_normalizer, "ess": state.ess, "resampled": info.resampled}
+    kept |= {} if state.faults is None else {"faults": state.faults}
     return kept | {"collected": {name: _collected(name, of, state, islands) for name, of in collect.items()}}
 
 

@@ -37,8 +37,8 @@ def load_training(
 
     Args:
         path: the file.
-        parts: of a fresh run: the structure that the arrays belong to.
-        settings: must equal those of the run that was saved.
+        parts: of a fresh run: the structure that the arrays belong to; its objective says which chain it is.
+        settings: must equal those of the run that was saved; where they did not exist then, their defaults.
 
     Raises:
         CheckpointError: damaged, not a training state of this backend, or of a run with other settings or another
@@ -48,7 +48,7 @@ def load_training(
     if metadata.get("format") != FORMAT:
         raise checkpoint.CheckpointError(f"{path} is not a training state of the JAX backend")
     plain = json.loads(metadata["plain"])
-    check_settings(path, plain["settings"], settings)
+    check_settings(path, plain["settings"], settings, parts["objective"].chain)
     own = _named(parts)
     different = [n for n, leaf in own.items() if n not in arrays or arrays[n].shape != np.shape(leaf)]
     if different or own.keys() != arrays.keys():

@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from probgram import checkpoint
+from probgram.inference.choices import check_decode, check_halting
 from probgram.inference.on_jax.devices import check_mesh, spread, spread_problems
 from probgram.inference.on_jax.handlers import BLOCK, as_key, check_state, mode, seeded, where
 from probgram.inference.on_jax.handlers import start as start_state
@@ -88,8 +89,7 @@ def sample(
         CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
     x = as_problems(x, chain)
-    if halt_probability is not None and not 0 < halt_probability < 1:
-        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
+    check_halting(halt_probability)
     _check(width, depth, keep, decode, chunk)
     for size in {min(chunk or width, width - first) for first in range(0, width, chunk or width)}:
         check_mesh(mesh, size, len(x))
@@ -391,8 +391,7 @@ def _check(width: int, depth: int, keep: str, decode: str, chunk: int | None) ->
             raise ValueError(f"{name} must be at least 1, got {value}")
     if keep not in ("paths", "last", "latents"):
         raise ValueError(f'keep must be "paths", "last" or "latents", got {keep!r}')
-    if decode not in ("mode", "sample"):
-        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    check_decode(decode)
     if chunk is not None and (chunk < 1 or chunk % BLOCK):
         raise ValueError(f"chunk must be a multiple of {BLOCK}, got {chunk}")
 

@@ -20,9 +20,9 @@ Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampli
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -33,17 +33,38 @@ from jax import Array
 from jax.sharding import Mesh
 
 from probgram import checkpoint
-from probgram.inference.on_jax import recording
+from probgram.inference.choices import (
+    Keep,
+    check_counts,
+    check_decode,
+    check_halting,
+    check_move,
+    checked_depth,
+    checked_keep,
+    depth_or_default,
+    name_of,
+    opened,
+)
+from probgram.inference.choices import evidence as evidence_of
+from probgram.inference.on_jax import continuation, recording
 from probgram.inference.on_jax.crossing import ancestors_over, gather_over
 from probgram.inference.on_jax.devices import check_mesh, spread
+from probgram.inference.on_jax.faults import (
+    Faults,
+    all_dead,
+    check_factors,
+    check_weights,
+    factor_faults,
+    report_dead,
+)
 from probgram.inference.on_jax.faults import FilterError as FilterError
-from probgram.inference.on_jax.faults import all_dead, check_weights, report_dead
 from probgram.inference.on_jax.handlers import as_key, where
 from probgram.inference.on_jax.islands import Exchange, joint_slots
-from probgram.inference.on_jax.kernels import Given, Kernel, given
+from probgram.inference.on_jax.kernels import Given, Kernel, LastMove, given
 from probgram.inference.on_jax.kernels import PlainModel as PlainModel
 from probgram.inference.on_jax.potentials import Potential, View, as_potential
 from probgram.inference.on_jax.recording import Collect
+from probgram.inference.on_jax.rejuvenation import Rejuvenation
 from probgram.inference.on_jax.resampling import (
     Adaptive,
     Scheme,
@@ -57,7 +78,7 @@ from probgram.inference.on_jax.sampling import FLAG_EVERY, logit
 from probgram.inference.on_jax.trajectories import Trajectories, seed_of
 from probgram.models.on_jax.chain import Chain
 
-Keep = Literal["last", "summary", "paths", "latents"]
+Rejuvenate = Callable[[Rejuvenation], tuple[Any, Array, Array]]
 
 
 class SMCState(NamedTuple):
@@ -77,6 +98,8 @@ class SMCState(NamedTuple):
     observed: Array  # whether anything was observed so far
     likelihood: Array  # whether all of it was a likelihood
     weighs: Array  # whether the last step's weights may trigger resampling
+    last: LastMove | None = None  # the last transition, for rejuvenation
+    faults: Faults | None = None  # with `strict`, what the factors of the last step did to the problems
 
 
 class SMCInfo(NamedTuple):
@@ -106,6 +129,8 @@ class Filter(eqx.Module):
     decode: str = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
     exchange: Exchange | None = eqx.field(static=True, default=None)
+    strict: bool = eqx.field(static=True, default=False)
+    rejuvenate: Rejuvenate | None = None
 
     @property
     def masked(self) -> bool:
@@ -114,7 +139,9 @@ class Filter(eqx.Module):
 
     def ready(self) -> "Filter":
         """The same with its problems encoded."""
-        return self if self.kernel is not None else replace(self, kernel=self.given.kernel(self.islands))
+        if self.kernel is not None:
+            return self
+        return replace(self, kernel=self.given.kernel(self.islands, self.strict, self.rejuvenate is not None))
 
     def view(self, latent: Any, previous: Any, t: Any, key: Array) -> View:
         """What a potential sees of these latents; the key is of the step that led to them."""
@@ -140,7 +167,9 @@ def build(
     problems: int | None = None,
     islands: int = 1,
     halt_probability: float | None = None,
+    strict: bool = False,
     decode: Literal["mode", "sample"] = "mode",
+    rejuvenate: Rejuvenate | None = None,
     mesh: Mesh | None = None,
     exchange: Exchange | None = None,
 ) -> Filter:
@@ -159,7 +188,9 @@ def build(
             problems=problems,
             islands=islands,
             halt_probability=halt_probability,
+            strict=strict,
             decode=decode,
+            rejuvenate=rejuvenate,
             mesh=mesh,
             exchange=exchange,
         )
@@ -184,20 +215,19 @@ def _chosen(
     problems: int | None,
     islands: int,
     halt_probability: float | None,
+    strict: bool,
     decode: str,
+    rejuvenate: Rejuvenate | None,
     mesh: Mesh | None,
     exchange: Exchange | None = None,
 ) -> Filter:
     """The choices, checked; the problems are not yet encoded."""
-    for name, number in (("width", width), ("islands", islands)):
-        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
-    if halt_probability is not None and not 0 < halt_probability < 1:
-        raise ValueError(f"halt_probability must be between 0 and 1, got {halt_probability}")
-    if decode not in ("mode", "sample"):
-        raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
+    check_counts({"width": width, "islands": islands})
+    check_halting(halt_probability)
+    check_decode(decode)
+    check_move(rejuvenate, decode, isinstance(model, Chain) and guide is None)
     these = given(model, args, guide, evidence, problems)
-    depth = _depth(depth, these.problems)
+    depth = checked_depth(depth, these.problems).astype(np.int32)
     if decode == "sample" and (halt_probability is not None or depth.ndim):
         raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
     if resample is not None and not isinstance(resample, Adaptive):
@@ -227,6 +257,8 @@ def _chosen(
         decode=decode,
         mesh=mesh,
         exchange=exchange,
+        strict=bool(strict),
+        rejuvenate=rejuvenate,
     )
 
 
@@ -257,7 +289,12 @@ def init(algorithm: Filter, key: Any = 0) -> SMCState:
         likelihood=jnp.asarray(moved.likelihood),
         weighs=jnp.asarray(moved.observed),
     )
-    return state if moved.log_factor is None else _reweigh(state, moved.log_factor, state.t)[0]
+    if moved.log_factor is None:
+        return state
+    if algorithm.strict:
+        faults = factor_faults(algorithm, state, moved.sites, moved.log_factor, moved.log_factor)
+        state = state._replace(faults=faults)
+    return _reweigh(state, moved.log_factor, state.t)[0]
 
 
 def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
@@ -273,10 +310,12 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
     # Propagate
     moved = kernel.move(state.latent, state.t, noise)
     t = state.t + 1
-    log_factor, latent, kl = moved.log_factor, spread(moved.latent, algorithm.mesh), moved.kl
+    if algorithm.rejuvenate is not None and moved.observed:
+        raise ValueError("rejuvenate needs a step that observes nothing: it cannot weigh an observation anew")
+    log_factor, latent, sites, kl = moved.log_factor, spread(moved.latent, algorithm.mesh), moved.sites, moved.kl
     halted, done = state.halted, state.done
     if algorithm.masked:
-        latent, log_factor, kl = _stand_still(state, latent, log_factor, kl)
+        latent, log_factor, sites, kl = _stand_still(state, latent, log_factor, sites, kl)
     view = algorithm.view(latent, state.latent, t, state.key)
     if algorithm.masked:
         view, halted, done = _finish(algorithm, state, view)
@@ -294,7 +333,10 @@ def step(algorithm: Filter, state: SMCState) -> tuple[SMCState, SMCInfo]:
         observed=state.observed | moved.observed,
         likelihood=state.likelihood & moved.likelihood,
         weighs=jnp.asarray(weighs),
+        last=moved.last,
     )
+    if algorithm.strict:
+        state = state._replace(faults=factor_faults(algorithm, state, sites, log_factor, log_increment))
     # Update the log normalising constant
     log_total = jnp.zeros_like(state.log_normalizer)
     if log_increment is not None:
@@ -329,12 +371,13 @@ def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | Non
     def exchanged(operand: tuple[SMCState, Array]) -> tuple[SMCState, Array]:
         state, slots = operand
         share = (state.log_normalizer - top).astype(state.log_weights.dtype)
-        moving = (state.latent, state.log_psi, state.log_weights + share, slots)
-        latent, log_psi, log_weights, slots = exchange.swap(moving, islands)
+        moving = (state.latent, state.log_psi, state.last, state.log_weights + share, slots)
+        latent, log_psi, last, log_weights, slots = exchange.swap(moving, islands)
         log_weights, log_total, ess = reweighed(log_weights, jnp.zeros_like(log_weights))
         state = state._replace(
             latent=latent,
             log_psi=log_psi,
+            last=last,
             log_weights=log_weights,
             log_normalizer=top + log_total.astype(top.dtype),
             ess=ess,
@@ -362,24 +405,42 @@ def _resample(algorithm: Filter, state: SMCState, key: Array) -> tuple[SMCState,
         return gather_over(moving, ancestors, algorithm.mesh), ancestors
 
     # Where nobody is due, nothing is copied.
-    moving = (state.latent, None if algorithm.potential is None else state.log_psi, state.halted)
+    moving = (state.latent, None if algorithm.potential is None else state.log_psi, state.halted, state.last)
     moving, ancestors = jax.lax.cond(due.any(), resampled, lambda moving: (moving, own), moving)
-    latent, log_psi, halted = moving
+    latent, log_psi, halted, last = moving
     log_weights = jnp.where(due & ~all_dead(state.log_weights), -math.log(n), state.log_weights)
-    state = state._replace(latent=latent, halted=halted, log_weights=log_weights)
-    return state if log_psi is None else state._replace(log_psi=log_psi), ancestors, due
+    state = state._replace(latent=latent, halted=halted, last=last, log_weights=log_weights)
+    state = state if log_psi is None else state._replace(log_psi=log_psi)
+    return _rejuvenated(algorithm, state, due, ancestors), ancestors, due
+
+
+def _rejuvenated(algorithm: Filter, state: SMCState, due: Array, ancestors: Array) -> SMCState:
+    """Move the trajectories of the problems that were resampled."""
+    move, last = algorithm.rejuvenate, state.last
+    if move is None or last is None:
+        return state
+    seen = Rejuvenation(algorithm, state, due, ancestors, last, _aside(state.key, state.t))
+    stay = (state.latent, state.log_psi, last.noise)
+    latent, log_psi, noise = jax.lax.cond(due.any(), lambda: move(seen), lambda: stay)
+    return state._replace(latent=latent, log_psi=log_psi, last=last._replace(noise=noise))
+
+
+def _aside(key: Array, t: Any) -> Array:
+    """Of step t, for the moves of rejuvenation: another one than `_keys` gives."""
+    return jax.random.fold_in(jax.random.fold_in(key, t), 4)
 
 
 def _stand_still(
-    state: SMCState, latent: Any, log_factor: Array | None, kl: Array | None
-) -> tuple[Any, Array | None, Array | None]:
+    state: SMCState, latent: Any, log_factor: Array | None, sites: Mapping[str, Array], kl: Array | None
+) -> tuple[Any, Array | None, Mapping[str, Array], Array | None]:
     """A problem that has ended, and a trajectory that has halted, stay where they are and weigh nothing."""
     frozen = jnp.broadcast_to(state.done > 0, state.log_weights.shape)
     if state.halted is not None:
         frozen = frozen | state.halted
     latent = where(frozen, state.latent, latent)
     log_factor = None if log_factor is None else jnp.where(frozen, 0.0, log_factor)
-    return latent, log_factor, None if kl is None else jnp.where(frozen, 0.0, kl)
+    sites = {name: jnp.where(frozen, 0.0, factor) for name, factor in sites.items()}
+    return latent, log_factor, sites, None if kl is None else jnp.where(frozen, 0.0, kl)
 
 
 def _finish(algorithm: Filter, state: SMCState, view: View) -> tuple[View, Array | None, Array]:
@@ -488,9 +549,13 @@ def run(
     collect: Collect | None = None,
     halt_probability: float | None = None,
     islands: int = 1,
+    strict: bool = False,
     decode: Literal["mode", "sample"] = "mode",
+    rejuvenate: Rejuvenate | None = None,
     start: Trajectories | None = None,
     task: str = "",
+    callback: Callable[[SMCState, SMCInfo], Any] | None = None,
+    store: str | Path | None = None,
     mesh: Mesh | None = None,
     exchange: Exchange | None = None,
 ) -> Trajectories:
@@ -525,31 +590,35 @@ def run(
         halt_probability: freeze a trajectory once its halt head is so sure. Where all of a problem are frozen, that
             depth step is its last: stopping early equals running on.
         islands: so many independent filters a problem, pooled at the end: Z is their mean, weights ∝ Z_i W_i.
+        strict: raise where all weights of a problem vanish, or one is NaN, and name the site: when the run is over,
+            with `callback` or `store` at once.
         decode: "mode" takes the most probable answer, "sample" draws it.
-        start: go on from a run of the same model, width, key and potential, `depth` steps further.
+        rejuvenate: moves resampled trajectories, `probgram.inference.on_jax.rejuvenation`.
+        start: go on from a run of the same model, width, key and potential, `depth` steps further. Rejuvenation
+            does not act before the first of them.
         task: name that the result carries.
+        callback: called after every depth step, which is then a program of its own, and waited for; return True to
+            stop.
+        store: a folder `*.zarr` that takes every depth step as soon as it is done, as for `sample`; with
+            `keep="paths"` or `"latents"`, whose last state makes that a run can go on. Each step is then a program
+            of its own, too.
         mesh: devices that share particles and problems out among them, `device_mesh(particles=…, problems=…)`;
             None: one device. Resampling stays global: the ancestors do not depend on the number of devices.
         exchange: how islands exchange particles, `islands.ring(every=4, share=0.25)`; None: they do not.
 
     Returns:
-        The weighted trajectories: values after reweighting, before the next resampling.
+        The weighted trajectories: values after reweighting, before the next resampling. With `store`, the last
+        depth step, and log Z, effective sample size and what was collected of all: the whole is in the folder.
 
     Raises:
         ValueError: a choice makes no sense, or a state has a wrong shape.
-        FilterError: a weight became NaN.
+        FilterError: a weight became NaN; with `strict` also where all weights of a problem vanished.
+        CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
-    if depth is None:
-        if not isinstance(model, Chain):
-            raise ValueError("depth must be given: how many steps the series has")
-        depth = 16
-    if keep is None:
-        keep = "paths" if isinstance(model, Chain) else "summary"
-    if keep not in ("last", "summary", "paths", "latents"):
-        raise ValueError(f'keep must be "last", "summary", "paths" or "latents", got {keep!r}')
+    depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
     key = as_key(key)
-    offset = _offset(start, width, seed_of(key), islands, potential)
-    further = depth if start is None else np.asarray(depth) + offset
+    offset = continuation.offset(start, width, seed_of(key), islands, potential)
+    further = depth if start is None else continuation.further(depth, offset)
     algorithm = _chosen(
         model,
         *args,
@@ -563,69 +632,108 @@ def run(
         problems=problems,
         islands=islands,
         halt_probability=halt_probability,
+        strict=strict,
         decode=decode,
+        rejuvenate=rejuvenate,
         mesh=mesh,
         exchange=exchange,
     )
-    resumed = None if start is None else _resume(algorithm, start, key)
-    steps = int(np.max(further)) - offset
-    state, figures, paths = _filtered(algorithm, key, resumed, steps, keep, dict(collect or {}))
-    latent, states = state.latent, paths.pop("states", None)
-    # Once, at the end, everything but states to the host.
-    flags = ("dead", "nan", "done", "observed", "likelihood", "weighs", "halted", "log_psi")
-    host, figures, paths = jax.device_get(({name: getattr(state, name) for name in flags}, figures, paths))
-    check_weights(host["nan"], islands)
-    report_dead(host["dead"], islands)
-    meaning = _evidence(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
-    settings = {
-        "width": width,
-        "seed": seed_of(key),
-        "islands": islands,
-        "decode": decode,
-        "weights": _fingerprint(model),
-        "potential": None if potential is None else _name(potential),
-        "guided": guide is not None,
-        "resample": None if algorithm.resample is None else algorithm.resample.describe(),
-        "halt_probability": halt_probability,
-        "weighs": bool(host["weighs"]),
-        "observed": bool(host["observed"]),
-        "likelihood": bool(host["likelihood"]),
-        "evidence": meaning,
-        "backend": "jax",
-    } | ({} if exchange is None else {"exchange": exchange.describe()})
-    taken = offset + steps
-    if algorithm.masked and host["done"].all():  # nothing has moved since; rows end where the torch side's do
-        over = int(host["done"].max())
-        taken = min(taken, over + -over % FLAG_EVERY)
-        figures = jax.tree.map(lambda row: row[: taken - offset], figures)
-        if keep in ("paths", "latents"):
-            paths, states = jax.tree.map(lambda row: row[: taken - offset], (paths, states))
-    log_weights = paths["log_weights"]
-    answers = paths.get("answers")
-    whole = keep in ("paths", "latents")
-    return Trajectories(
-        x=np.zeros((log_weights.shape[2], 0))
-        if algorithm.x is None
-        else np.asarray(args[0]).reshape(algorithm.x.shape),
-        answers=np.zeros((*log_weights.shape, 0), np.uint8) if answers is None else answers,
-        log_weights=log_weights,
-        ancestors=paths["ancestors"] if whole and (exchange is not None or figures["resampled"].any()) else None,
-        heads=paths["heads"],
-        kl=paths.get("kl"),
-        log_normalizer=figures["log_normalizer"],
-        log_potential=host["log_psi"],
-        effective=figures["ess"],
-        collected=figures["collected"],
-        states=states,
-        likelihoods_only=meaning is not None,
-        halted=host["halted"],
-        ended=host["done"].reshape(-1, islands).max(1) if algorithm.masked else None,
-        state=latent,
-        depths=tuple(range(offset + 1, taken + 1)) if whole else (taken,),
-        task=task,
-        seed=seed_of(key),
-        settings=settings | {"depth": taken},
-    )
+    resumed = None if start is None else SMCState(**continuation.resumed(algorithm, start, key))
+    steps, whole, of = int(np.max(further)) - offset, keep in ("paths", "latents"), dict(collect or {})
+    growing = opened(store, start, keep)
+
+    def recorded(state: SMCState, figures: recording.Row, paths: recording.Row, taken: int) -> Trajectories:
+        """The run after `taken` depth steps, of which these are the last rows."""
+        states = paths.get("states")
+        # At once everything but states to the host.
+        flags = ("dead", "nan", "done", "observed", "likelihood", "weighs", "halted", "log_psi")
+        host, figures, paths = jax.device_get(
+            ({name: getattr(state, name) for name in flags}, figures, paths | {"states": None})
+        )
+        first = taken - len(figures["ess"]) + 1
+        check_factors(figures.get("faults", {}), first, islands)
+        check_weights(host["nan"], islands)
+        if algorithm.masked and host["done"].all():  # nothing has moved since; rows end where the torch side's do
+            over = int(host["done"].max())
+            taken = min(taken, over + -over % FLAG_EVERY)
+            figures = jax.tree.map(lambda row: row[: taken - first + 1], figures)
+            if whole:
+                paths, states = jax.tree.map(lambda row: row[: taken - first + 1], (paths, states))
+        meaning = evidence_of(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
+        settings = {
+            "width": width,
+            "depth": taken,
+            "seed": seed_of(key),
+            "islands": islands,
+            "decode": decode,
+            "weights": weights,
+            "potential": name_of(potential),
+            "guided": guide is not None,
+            "resample": None if algorithm.resample is None else algorithm.resample.describe(),
+            "halt_probability": halt_probability,
+            "weighs": bool(host["weighs"]),
+            "observed": bool(host["observed"]),
+            "likelihood": bool(host["likelihood"]),
+            "evidence": meaning,
+            "backend": "jax",
+        } | ({} if exchange is None else {"exchange": exchange.describe()})
+        log_weights = paths["log_weights"]
+        rows = len(log_weights)
+        answers = paths.get("answers")
+        numbered = exchange is not None or figures["resampled"][-rows:].any()
+        return Trajectories(
+            x=np.zeros((log_weights.shape[2], 0))
+            if algorithm.x is None
+            else np.asarray(args[0]).reshape(algorithm.x.shape),
+            answers=np.zeros((*log_weights.shape, 0), np.uint8) if answers is None else answers,
+            log_weights=log_weights,
+            ancestors=paths["ancestors"] if whole and numbered else None,
+            heads=paths["heads"],
+            kl=paths.get("kl"),
+            log_normalizer=figures["log_normalizer"],
+            log_potential=host["log_psi"],
+            effective=figures["ess"],
+            collected=figures["collected"],
+            states=states,
+            likelihoods_only=meaning is not None,
+            halted=host["halted"],
+            ended=host["done"].reshape(-1, islands).max(1) if algorithm.masked else None,
+            state=state.latent,
+            depths=tuple(range(taken - rows + 1, taken + 1)),
+            task=task,
+            seed=seed_of(key),
+            settings=settings,
+        )
+
+    weights = _fingerprint(model)
+    if callback is None and growing is None:
+        state, figures, paths = _filtered(algorithm, key, resumed, steps, keep, of)
+        check_factors(figures.pop("begun", {}), 0, islands)
+        found = recorded(state, figures, paths, offset + steps)
+    else:
+        algorithm, state, _, begun = _begun(algorithm, key, resumed)
+        check_factors(begun.get("begun", {}), 0, islands)
+        rows: list[recording.Row] = []
+        kept: list[recording.Row] = []
+        for taken in range(offset + 1, offset + steps + 1):
+            state, info, figures, paths = _watched(algorithm, state, keep, of)
+            states = paths.pop("states", None)
+            figures, paths = jax.device_get((figures, paths))
+            paths |= {} if states is None else {"states": states}
+            found = recorded(_pooled(state, islands), figures, paths, taken)
+            if growing is not None:
+                growing.append(found if keep == "latents" else replace(found, state=None))
+            if growing is not None or not whole:
+                kept.clear()
+            rows.append(figures)
+            kept.append(paths)
+            if callback is not None and callback(state, info):
+                break
+            if taken % FLAG_EVERY == 0 and np.asarray(state.done).all():
+                break
+        found = recorded(_pooled(state, islands), _one_after_another(rows), _one_after_another(kept), taken)
+    report_dead(np.asarray(state.dead), islands)
+    return found
 
 
 @eqx.filter_jit
@@ -633,20 +741,16 @@ def _filtered(
     algorithm: Filter, key: Array, resumed: SMCState | None, steps: int, keep: str, collect: Collect
 ) -> tuple[SMCState, recording.Row, recording.Row]:
     """The whole run: the last state, figures `[S, B]` and paths `[S or 1, N, B, ...]`, islands put together."""
-    algorithm, islands = algorithm.ready(), algorithm.islands
-    state = init(algorithm, key) if resumed is None else resumed
-    whole = keep in ("paths", "latents")
-
-    def latents(view: View) -> bool:
-        return keep == "latents" or (keep == "paths" and not view.has_answers)
+    islands, whole = algorithm.islands, keep in ("paths", "latents")
+    algorithm, state, kl, begun = _started(algorithm, key, resumed)
 
     def body(carry: Any, _: None) -> Any:
         state, info = step(algorithm, carry[0])
         row = recording.figures(state, info, collect, islands)
-        kept = recording.path(state, info.view, info.ancestors, info.kl, latents(info.view)) if whole else {}
+        states = _with_states(keep, info.view)
+        kept = recording.path(state, info.view, info.ancestors, info.kl, states) if whole else {}
         return (state, info.kl), (row, kept)
 
-    state, kl = _settled(lambda state: _carried(algorithm, state), state)
     (state, kl), (figures, paths) = jax.lax.scan(body, (state, kl), length=steps)
     if not whole:
         n, b = state.log_weights.shape
@@ -654,8 +758,47 @@ def _filtered(
         view = algorithm.view(state.latent, None, state.t, state.key)
         paths = jax.tree.map(lambda leaf: leaf[None], recording.path(state, view, own, kl, False))
     figures, paths = recording.together(figures, paths, islands, numbered=algorithm.exchange is not None)
-    pooled = recording.pooled((state.latent, state.log_psi, state.halted), islands)
-    return state._replace(latent=pooled[0], log_psi=pooled[1], halted=pooled[2]), figures, paths
+    return _pooled(state, islands), figures | begun, paths
+
+
+@eqx.filter_jit
+def _watched(
+    algorithm: Filter, state: SMCState, keep: str, collect: Collect
+) -> tuple[SMCState, SMCInfo, recording.Row, recording.Row]:
+    """One depth step as a program of its own: all that `step` gives, and rows as those of `_filtered`."""
+    state, info = step(algorithm, state)
+    figures = recording.figures(state, info, collect, algorithm.islands)
+    path = recording.path(state, info.view, info.ancestors, info.kl, _with_states(keep, info.view))
+    figures, path = jax.tree.map(lambda leaf: leaf[None], (figures, path))
+    numbered = algorithm.exchange is not None
+    return state, info, *recording.together(figures, path, algorithm.islands, numbered)
+
+
+def _started(
+    algorithm: Filter, key: Array, resumed: SMCState | None
+) -> tuple[Filter, SMCState, Array | None, recording.Row]:
+    """What a loop over depth begins with: the state, an empty KL, and with `strict` what `init` observed."""
+    algorithm = algorithm.ready()
+    state = init(algorithm, key) if resumed is None else resumed
+    begun = {} if state.faults is None else {"begun": jax.tree.map(lambda leaf: leaf[None], state.faults)}
+    return algorithm, *_settled(lambda state: _carried(algorithm, state), state), begun
+
+
+_begun = eqx.filter_jit(_started)
+
+
+def _pooled(state: SMCState, islands: int) -> SMCState:
+    latent, log_psi, halted = recording.pooled((state.latent, state.log_psi, state.halted), islands)
+    return state._replace(latent=latent, log_psi=log_psi, halted=halted)
+
+
+def _with_states(keep: str, view: View) -> bool:
+    return keep == "latents" or (keep == "paths" and not view.has_answers)
+
+
+def _one_after_another(rows: list[recording.Row]) -> recording.Row:
+    """Rows of depth steps as one; states stay on their devices."""
+    return jax.tree.map(lambda *leaf: (jnp if isinstance(leaf[0], Array) else np).concatenate(leaf), *rows)
 
 
 def _carried(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | None]:
@@ -672,6 +815,9 @@ def _settled(carried: Callable[[SMCState], tuple[SMCState, Any]], state: SMCStat
     kl = None
     for _ in range(3):  # a type may widen another one's
         after, kl = jax.eval_shape(carried, state)
+        before, now = (str(jax.tree.structure((part.last, part.faults))) for part in (state, after))
+        if before != now:  # a step has what there is none of before the first
+            state = state._replace(last=_zeros(after.last), faults=_zeros(after.faults))
         found, first = (str(jax.tree.structure(part)) for part in (after.latent, state.latent))
         if found != first:
             raise ValueError(f"step must return a state like init's, {first}, got {found}")
@@ -686,101 +832,17 @@ def _settled(carried: Callable[[SMCState], tuple[SMCState, Any]], state: SMCStat
             total = jax.nn.logsumexp(state.log_weights, 0)
             total = jnp.where(jnp.isneginf(total), 0.0, total)
             state = state._replace(log_weights=state.log_weights - total)
-    return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kl)
+    return state, _zeros(kl)
+
+
+def _zeros(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
 
 def _cast(leaf: Array, like: Any) -> Array:
     return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)  # a key cannot be cast, nor need be
 
 
-def _depth(depth: Any, problems: int) -> np.ndarray:
-    """Depth steps, one number or one a problem."""
-    number = np.asarray(depth)
-    if isinstance(depth, bool) or number.dtype.kind not in "iu" or number.min(initial=1) < 1 or number.size == 0:
-        raise ValueError(f"depth must be at least 1, an integer, got {depth!r}")
-    if number.ndim and number.shape != (problems,):
-        raise ValueError(f"depth must be an integer of at least 1, or {problems} of them, a problem each")
-    return number.astype(np.int32)
-
-
-def _offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
-    if start is None:
-        return 0
-    if start.state is None or start.log_potential is None:
-        raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
-    if islands != 1 or start.settings.get("islands") != 1:
-        raise ValueError("a run of several islands cannot be continued: their weights were pooled")
-    for name, was, now in (("width", start.width, width), ("key", start.seed, seed)):
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
-    before, again = start.settings["potential"], None if potential is None else _name(potential)
-    if before != again:
-        raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
-    return reached(start)
-
-
-def reached(run: Trajectories) -> int:
-    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
-
-    Raises:
-        ValueError: they ended at different depths.
-    """
-    if run.ended is None:
-        return run.settings["depth"]
-    ended = run.ended if run.halted is None else run.ended[~run.halted.all(0)]
-    depths = sorted(set((ended if len(ended) else run.ended.max()[None]).tolist()))
-    if len(depths) > 1:
-        raise ValueError(
-            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
-        )
-    return depths[0]
-
-
-def _resume(algorithm: Filter, start: Trajectories, key: Array) -> SMCState:
-    """The state that a run ended in."""
-    assert start.log_potential is not None and start.log_normalizer is not None
-    if start.problems != algorithm.given.problems:
-        raise ValueError(f"start has {start.problems} problems, got {algorithm.given.problems}")
-    if algorithm.x is not None and not np.array_equal(start.x, algorithm.x, equal_nan=start.x.dtype.kind == "f"):
-        raise ValueError("start is a run of other problems than x")
-    halted = start.halted
-    if halted is not None and algorithm.halt_above is None:
-        raise ValueError("start was run with halt_probability, so it must go on with one")
-    if algorithm.halt_above is not None and halted is None:
-        halted = np.zeros(start.log_weights[-1].shape, bool)
-    log_normalizer = jnp.asarray(start.log_normalizer[-1])
-    nothing = jnp.zeros(start.problems, jnp.int32)
-    return SMCState(
-        latent=start.state,
-        log_weights=jnp.asarray(start.log_weights[-1]),
-        log_psi=jnp.asarray(start.log_potential),
-        log_normalizer=log_normalizer,
-        ess=jnp.asarray(start.ess[-1], start.log_weights.dtype),
-        dead=jnp.where(jnp.isneginf(log_normalizer), start.depth, nothing),
-        nan=nothing,
-        done=nothing,
-        halted=None if halted is None else jnp.asarray(halted),
-        t=jnp.asarray(reached(start), jnp.int32),
-        key=jax.random.split(key)[1],
-        observed=jnp.asarray(start.settings["observed"]),
-        likelihood=jnp.asarray(start.settings["likelihood"]),
-        weighs=jnp.asarray(start.settings["weighs"]),
-    )
-
-
-def _evidence(potential: Potential | None, observed: bool, likelihood: bool) -> str | None:
-    """What log Z is: "every" row log evidence, the "last" row only, or None."""
-    if observed and not likelihood:
-        return None
-    if potential is None:
-        return "every" if observed else None
-    return potential.evidence if observed or not potential.neutral else None
-
-
 def _fingerprint(model: Any) -> str | None:
     arrays = model.state_dict() if isinstance(model, Chain) else {}
     return checkpoint.fingerprint(arrays) if arrays else None
-
-
-def _name(potential: Any) -> str:
-    return getattr(potential, "__name__", None) or repr(potential)

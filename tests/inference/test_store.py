@@ -233,6 +233,18 @@ def test_a_filter_goes_on_in_its_folder(tmp_path):
     assert_same(whole, Trajectories.load(path))
 
 
+def test_problems_that_were_still_running_when_a_filter_was_stopped_go_on(tmp_path):
+    path = tmp_path / "run.zarr"
+    choices = {"width": 6, "keep": "latents", "potential": smc_potential, "halt_probability": 0.9, "store": path}
+    seen = []
+    smc.run(CHAIN, X, depth=6, callback=lambda state, info: seen.append(state.t) or state.t == 2, **choices)
+    left = Trajectories.load(path)
+    assert seen == [1, 2] and left.depth == 2 and not left.halted.all(0).all()
+    smc.run(CHAIN, X, depth=4, start=left, **choices)
+    whole = smc.run(CHAIN, X, depth=6, **(choices | {"store": None}))
+    assert_same(whole, Trajectories.load(path))
+
+
 def test_a_saved_run_can_grow_and_leaves_no_groups_of_its_shorter_self(tmp_path):
     import zarr
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from probgram import fit, tasks
-from probgram.checkpoint import CheckpointError, read_tensors
+from probgram.checkpoint import CheckpointError, read_tensors, write_tensors
 from probgram.inference import svi
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.svi import DivergedError, FitConfig, FitResult, fit_heads, learning_rate
@@ -444,7 +444,7 @@ def test_an_infinite_gradient_is_a_sentence_of_ours():
         ({"seed": 3}, "seed"),
         ({"batch": 8}, "batch"),
         ({"objective": ObjectiveConfig(depth=5)}, "depth"),
-        ({"model": make(dim=32)}, "model"),
+        ({"model": make(dim=32)}, "GRAM.dim"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -455,6 +455,40 @@ def test_a_folder_of_a_run_with_other_settings_is_refused_and_left_alone(tmp_pat
     assert "belongs to a run with other settings" in message and named in message
     assert "use them, or another folder" in message
     assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
+def forget(path, *names):
+    """Make a checkpoint of a time at which there were no such settings yet."""
+    tensors, metadata = read_tensors(path)
+    plain = json.loads(metadata["plain"])
+    choices = plain["settings"]["model"][1]
+    for name in names:
+        del (choices if name.startswith("GRAM.") else plain["settings"])[name.removeprefix("GRAM.")]
+    write_tensors(path, tensors, metadata | {"plain": json.dumps(plain)})
+
+
+def test_a_setting_younger_than_the_run_counts_as_having_its_default(tmp_path):
+    run(5, folder=tmp_path)
+    forget(tmp_path / "training.safetensors", "FitConfig.augment", "ObjectiveConfig.settle", "GRAM.sigma_max")
+    assert run(6, folder=tmp_path).steps == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "default", "now"),
+    [
+        ({"draw": "problem"}, "FitConfig.draw", "pair", "problem"),
+        ({"objective": ObjectiveConfig(depth=4, settle=0.1)}, "ObjectiveConfig.settle", "0.3", "0.1"),
+        ({"model": make(sigma_max=0.4)}, "GRAM.sigma_max", "0.5", "0.4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_younger_setting_that_is_no_longer_at_its_default_is_refused_by_name(
+    tmp_path, changes, name, default, now
+):
+    run(2, folder=tmp_path)
+    forget(tmp_path / "training.safetensors", name)
+    message = sentence(CheckpointError, lambda: run(6, folder=tmp_path, **changes))
+    assert f"(was {{{name!r}: {default!r}}}, now {{{name!r}: {now!r}}})" in message
 
 
 def test_a_damaged_or_foreign_checkpoint_is_one_sentence(tmp_path):

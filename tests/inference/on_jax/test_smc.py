@@ -415,6 +415,38 @@ def test_nan_is_an_error_and_death_a_warning_in_one_sentence():
     assert np.isfinite(np.delete(run.log_normalizer, 2, 1)).all() and not np.isnan(np.asarray(run.states)).any()
 
 
+class Begins(Walk):
+    """Observes something before the first step."""
+
+    def init(self, series: Array) -> dict[str, Array]:
+        numpyro.sample("first", dist.Normal(0.0, 1.0), obs=series[:, 0])
+        return {"h": jnp.zeros(())}
+
+
+def test_strict_names_the_factor_that_took_the_last_weight_or_is_nan():
+    """The sentences of the torch side."""
+    bad = OBSERVED.copy()
+    bad[2, 5] = np.inf
+    with pytest.raises(
+        smc.FilterError, match=r"^the step's log weight left no weight at depth 6 in problems \[2\]$"
+    ):
+        smc.run(PLAIN, bad, width=30, depth=12, problems=4, islands=2, strict=True)
+    with pytest.raises(smc.FilterError, match=r"^site 'obs' left no weight at depth 6 in problems \[2\]$"):
+        smc.run(Walk(), bad, width=30, depth=12, problems=4, strict=True)
+
+    def spoiled(view: View) -> Array:
+        return jnp.where((view.problem == 1) & (view.t > 3), jnp.nan, 0.0) + 0 * view.state["h"]
+
+    with pytest.raises(smc.FilterError, match=r"^the potential is NaN at depth 4 in problems \[1\]$"):
+        smc.run(Walk(), bad, width=30, depth=12, problems=4, potential=spoiled, strict=True)
+    bad[3, 0] = np.inf
+    with pytest.raises(smc.FilterError, match=r"^site 'first' left no weight at depth 0 in problems \[3\]$"):
+        smc.run(Begins(), bad, width=30, depth=12, problems=4, strict=True)
+    run = smc.run(Begins(), OBSERVED, width=30, depth=12, problems=4)
+    strict = smc.run(Begins(), OBSERVED, width=30, depth=12, problems=4, strict=True)
+    np.testing.assert_allclose(strict.log_normalizer, run.log_normalizer, rtol=1e-5)
+
+
 def test_choices_that_make_no_sense_are_refused_in_one_sentence():
     for choices, words in [
         ({"width": 0}, "width must be an integer of at least 1, got 0"),

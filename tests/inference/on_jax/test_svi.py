@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import torch
 
 from probgram import models, tasks
-from probgram.checkpoint import CheckpointError, save_chain
+from probgram.checkpoint import CheckpointError, read_tensors, save_chain, write_tensors
 from probgram.inference import svi as torch_svi
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax import svi
@@ -268,6 +268,18 @@ def test_a_folder_of_a_run_with_other_settings_is_refused_and_left_alone(
     with pytest.raises(CheckpointError, match=f"belongs to a run with other settings .*{named}.* another folder"):
         run(20, folder=tmp_path, **changes)
     assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
+def test_a_setting_younger_than_the_run_counts_as_having_its_default(tmp_path: Any) -> None:
+    run(1, folder=tmp_path, validate_every=0)
+    path = tmp_path / "training.safetensors"
+    arrays, metadata = read_tensors(path, "np")
+    plain = json.loads(metadata["plain"])
+    del plain["settings"]["FitConfig.draw"], plain["settings"]["model"][1]["sigma_max"]
+    write_tensors(path, arrays, metadata | {"plain": json.dumps(plain)})
+    with pytest.raises(CheckpointError, match="was {'FitConfig.draw': 'pair'}, now {'FitConfig.draw': 'problem'}"):
+        run(2, folder=tmp_path, draw="problem")
+    assert run(2, folder=tmp_path, validate_every=0).steps == 2
 
 
 def test_neither_backend_goes_on_with_the_other_s_training_state(tmp_path: Any) -> None:

@@ -1,0 +1,88 @@
+"""Going on from a run of the filter: where it was, and the state that the next step needs.
+
+The twin of `probgram.inference.continuation`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from probgram.inference.choices import check_start
+from probgram.inference.on_jax.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from probgram.inference.on_jax.smc import Filter
+
+
+def offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
+    """Depth steps that were taken before; `seed` is the key's.
+
+    Raises:
+        ValueError: the run cannot go on, or not under these choices.
+    """
+    if start is None:
+        return 0
+    check_start(start, {"width": (start.width, width), "key": (start.seed, seed)}, islands, potential)
+    return reached(start)
+
+
+def further(depth: Any, offset: int) -> Any:
+    """Depth steps in all, where `depth` are those to come: a number or integers `[B]`."""
+    return np.asarray(depth) + offset
+
+
+def reached(run: Trajectories) -> int:
+    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
+
+    Raises:
+        ValueError: they ended at different depths.
+    """
+    if run.ended is None:
+        return run.settings["depth"]
+    ended = np.where(run.ended > 0, run.ended, run.settings["depth"])  # 0: the run was stopped before
+    going = ended if run.halted is None else ended[~run.halted.all(0)]
+    depths = sorted(set((going if len(going) else ended.max()[None]).tolist()))
+    if len(depths) > 1:
+        raise ValueError(
+            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
+        )
+    return depths[0]
+
+
+def resumed(algorithm: "Filter", start: Trajectories, key: Array) -> dict[str, Any]:
+    """The fields of the `SMCState` that a run ended in.
+
+    Raises:
+        ValueError: it is a run of other problems, or had a halt head stop trajectories and is not to now.
+    """
+    assert start.log_potential is not None and start.log_normalizer is not None
+    if start.problems != algorithm.given.problems:
+        raise ValueError(f"start has {start.problems} problems, got {algorithm.given.problems}")
+    if algorithm.x is not None and not np.array_equal(start.x, algorithm.x, equal_nan=start.x.dtype.kind == "f"):
+        raise ValueError("start is a run of other problems than x")
+    halted = start.halted
+    if halted is not None and algorithm.halt_above is None:
+        raise ValueError("start was run with halt_probability, so it must go on with one")
+    if algorithm.halt_above is not None and halted is None:
+        halted = np.zeros(start.log_weights[-1].shape, bool)
+    log_normalizer = jnp.asarray(start.log_normalizer[-1])
+    nothing = jnp.zeros(start.problems, jnp.int32)
+    return {
+        "latent": start.state,
+        "log_weights": jnp.asarray(start.log_weights[-1]),
+        "log_psi": jnp.asarray(start.log_potential),
+        "log_normalizer": log_normalizer,
+        "ess": jnp.asarray(start.ess[-1], start.log_weights.dtype),
+        "dead": jnp.where(jnp.isneginf(log_normalizer), start.depth, nothing),
+        "nan": nothing,
+        "done": nothing,
+        "halted": None if halted is None else jnp.asarray(halted),
+        "t": jnp.asarray(reached(start), jnp.int32),
+        "key": jax.random.split(key)[1],
+        "observed": jnp.asarray(start.settings["observed"]),
+        "likelihood": jnp.asarray(start.settings["likelihood"]),
+        "weighs": jnp.asarray(start.settings["weighs"]),
+    }
