@@ -20,28 +20,29 @@ from probgram import checkpoint, tasks
 from probgram.inference import sample, smc
 from probgram.inference.potentials import likelihood
 from probgram.models import GRAM
+from probgram.solve import usual_depth
 from probgram.tasks.digits import ACROSS, PATCH
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SEEN = 4 * ACROSS  # tokens
-WIDTH, DEPTH = 200, 8
+WIDTH = 200
 
 
-def measure(chain: Any, task: tasks.Digits, count: int, seed: int) -> tuple[dict[str, Any], list[Any]]:
+def measure(chain: Any, task: tasks.Digits, count: int, depth: int, seed: int) -> tuple[dict[str, Any], list[Any]]:
     """Figures, and what the picture shows: drawings, then for some pictures themselves and what finished them."""
     held_out = task.examples("test")[1]
     chosen = held_out[np.random.default_rng(seed).permutation(len(held_out))[:count]]
     given = torch.as_tensor(chosen)
     given = torch.where(torch.arange(task.length) < SEEN, given, -1)  # below 0: not observed
-    free = sample(chain, task.encode(), WIDTH, DEPTH, seed, decode="sample", keep="last").answers[-1, :, 0].numpy()
+    free = sample(chain, task.encode(), WIDTH, depth, seed, decode="sample", keep="last").answers[-1, :, 0].numpy()
     below = task.picture(chosen)[:, 4 * PATCH :]
     agree: dict[str, list[float]] = {"filter": [], "nothing seen": [], "nearest training picture": []}
     ess, shown = [], []
     train = task.picture(task.examples("train")[1])
     for one, tokens, picture in zip(given, chosen, below, strict=True):
         run = smc.run(
-            chain, torch.as_tensor(task.encode())[None], width=WIDTH, depth=DEPTH, seed=seed,
+            chain, torch.as_tensor(task.encode())[None], width=WIDTH, depth=depth, seed=seed,
             potential=likelihood(one), decode="sample", keep="last",
         )  # fmt: skip
         answers, weights = run.answers[-1, :, 0].numpy(), run.weights[-1, :, 0].numpy()
@@ -89,8 +90,10 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = tasks.Digits(chosen.data / "mnist")
-    figures, rows = measure(GRAM.from_pretrained(chosen.weights), task, chosen.pictures, chosen.seed)
-    about = {"pictures": chosen.pictures, "width": WIDTH, "depth": DEPTH, "seed": chosen.seed}
+    chain = GRAM.from_pretrained(chosen.weights)
+    depth = usual_depth(chain)
+    figures, rows = measure(chain, task, chosen.pictures, depth, chosen.seed)
+    about = {"pictures": chosen.pictures, "width": WIDTH, "depth": depth, "seed": chosen.seed}
     found = {"about": about, "pixels below that agree": figures}
     checkpoint.write_bytes(RESULTS / "digits" / "half.json", (json.dumps(found, indent=1) + "\n").encode())
     PICTURES.mkdir(parents=True, exist_ok=True)

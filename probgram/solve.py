@@ -91,8 +91,7 @@ def solve(
             `value`, what a head says of the trajectories that gave it; `share`, how many gave it, which is low also
             where several answers are right; `expected(energy(task))` of the backend's `energy`, how close all
             trajectories come to an answer, the surest where the task can count violations without knowing the
-            answers. None: `halt` where the chain
-            has that head, else `share`.
+            answers. None: `halt` where the chain has that head, else `share`.
         backend: "torch", or "jax" (extra `jax`); None: that of the chain, and torch for weights by name or file.
         **filter: under a potential, further arguments of `smc.run`: `resample`, `ess_threshold`, ...
 
