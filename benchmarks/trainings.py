@@ -188,6 +188,9 @@ def make(which: str, recipe: Recipe, task: Any, folder: Path, out: Path, seed: i
         draws = sample(chain, task.blank, recipe.width, recipe.depth, seed=0, keep="last").answers[-1, :, 0]
         about["uniformity"] = metrics.uniformity(draws, task.answers)._asdict()
     checkpoint.save_chain(out / f"{which}.safetensors", chain, guide, about)
+    trained = {"parameters": sum(p.numel() for p in chain.parameters())}
+    trained |= {f"training {key}": about[key] for key in ("steps", "seed", "minutes")}
+    report = replace(report, about=report.about | trained | {"machine": f"{platform.machine()}, one thread"})
     checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())
     print(f"{which}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
 
