@@ -39,13 +39,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-import scipy.stats
-import xarray as xr
 from jax import Array
 from numpyro.infer import MCMC, NUTS, SVI, TraceMeanField_ELBO
 from numpyro.infer.reparam import LocScaleReparam
-from scipy.spatial.distance import cdist
 
+from benchmarks.two_samples import Moments, judge, judge_counts, mixing
 from probgram.checkpoint import write_bytes
 from probgram.inference.on_jax.conditional import conditional, particle_gibbs, systematic
 from probgram.inference.on_jax.potentials import accumulated, likelihood
@@ -312,100 +310,6 @@ def guided(case: Case, guide: Guide, about: dict[str, Any], draws: int = 20_000,
     }
 
 
-# -- judging --------------------------------------------------------------------------------------------------
-
-
-def mixing(values: list[np.ndarray]) -> dict[str, float]:
-    """ArviZ's largest R-hat and smallest effective sample size over coordinates."""
-    labelled = xr.Dataset({f"problem_{b}": (("chain", "draw", f"c{b}"), v) for b, v in enumerate(values)})
-    r_hat, ess = az.rhat(labelled), az.ess(labelled)
-    return {
-        "r_hat": float(max(r_hat[name].max() for name in labelled)),
-        "ess": float(min(ess[name].min() for name in labelled)),
-    }
-
-
-class Moments(NamedTuple):
-    """Means and variances `[C]` and their standard errors, 0 where exact."""
-
-    mean: np.ndarray
-    mean_se: np.ndarray
-    var: np.ndarray
-    var_se: np.ndarray
-
-
-def moments(values: np.ndarray) -> Moments:
-    """Of draws `[chains, draws, C]`; standard errors by the effective sample sizes of coordinates and squares."""
-    mean = values.mean((0, 1))
-    square = (values - mean) ** 2
-    pair = {name: (("chain", "draw", "c"), v) for name, v in (("value", values), ("square", square))}
-    size = az.ess(xr.Dataset(pair), method="mean")
-    var = square.mean((0, 1))
-    se = [np.sqrt(v.var((0, 1)) / size[name].values) for name, v in (("value", values), ("square", square))]
-    return Moments(mean, se[0], var, se[1])
-
-
-def independent(values: np.ndarray, number: int) -> np.ndarray:
-    """`number` of the draws `[chains, draws, C]`, evenly spaced, as `[number, C]`."""
-    flat = values.reshape(-1, values.shape[-1])
-    return flat[np.linspace(0, len(flat) - 1, number).round().astype(int)]
-
-
-def energy_p(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int = 0) -> float:
-    """P-value of the energy distance of two samples `[n, C]`, by permutation (Székely and Rizzo, 2004).
-
-    Coordinates are scaled to a pooled standard deviation of 1. With equal sizes the statistic is -zᵀ D z / n², with
-    D the distances of the pooled sample and z = ±1 for the sample a row belongs to.
-    """
-    both = np.concatenate([a, b])
-    both = both / both.std(0)
-    distance = cdist(both, both)
-    labels = np.repeat([1.0, -1.0], len(a))
-    generator = np.random.default_rng(seed)
-    z = np.stack([labels, *(generator.permutation(labels) for _ in range(permutations))])
-    statistic = -((z @ distance) * z).sum(1)
-    return float((statistic >= statistic[0] * (1 - 1e-9)).mean())
-
-
-def holm(p_values: np.ndarray) -> float:
-    """The smallest p-value after Holm's correction: below alpha, one at least is rejected at the level alpha."""
-    return float(min(1.0, np.min(p_values) * len(p_values)))
-
-
-def judge(candidate: Draws, gold: Draws, known: list[Moments] | None = None, number: int = 500) -> dict[str, Any]:
-    """How far a candidate is from the gold law.
-
-    Args:
-        candidate: its draws.
-        gold: draws of the gold law.
-        known: its moments where they are exact.
-        number: thinned draws that enter the two-sample tests, from each side.
-
-    Returns:
-        Largest |z| of means and of variances, range of the ratio of variances, largest difference of means in
-        standard deviations, p-values (Holm over coordinates and problems) of Kolmogorov-Smirnov and of the energy.
-    """
-    z_mean, z_var, ratios, shift, ks, energy = [], [], [], [], [], []
-    for b, (values, reference) in enumerate(zip(candidate.values, gold.values, strict=True)):
-        here, there = moments(values), known[b] if known else moments(reference)
-        z_mean.append(np.abs(here.mean - there.mean) / np.hypot(here.mean_se, there.mean_se))
-        z_var.append(np.abs(here.var - there.var) / np.hypot(here.var_se, there.var_se))
-        ratios.append(here.var / there.var)
-        shift.append(np.abs(here.mean - there.mean) / np.sqrt(there.var))
-        size = min(number, values.shape[0] * values.shape[1], reference.shape[0] * reference.shape[1])
-        a, c = independent(values, size), independent(reference, size)
-        ks += [scipy.stats.ks_2samp(a[:, j], c[:, j]).pvalue for j in range(a.shape[1])]
-        energy.append(energy_p(a, c, seed=b))
-    return {
-        "z_mean": float(np.max(z_mean)),
-        "z_var": float(np.max(z_var)),
-        "shift": float(np.max(shift)),
-        "var_ratio": [float(np.min(ratios)), float(np.max(ratios))],
-        "ks": holm(np.array(ks)),
-        "energy": holm(np.array(energy)),
-    }
-
-
 # -- the discrete case ----------------------------------------------------------------------------------------
 
 TABLES = (
@@ -435,14 +339,7 @@ def answers(replicates: int = 20_000, sweeps: int = 8, width: int = 8, seed: int
     states = np.asarray(particle_gibbs(chain, x, iterations=sweeps, reference=reference, key=seed, **choices))
     number = 2 ** np.arange(len(SYMBOLS))[::-1]
     found = {"start": number @ np.asarray(reference.states), "filter": number @ states[-1]}
-    rows = {}
-    for name, index in found.items():
-        counts, expected = np.bincount(index, minlength=len(law)), replicates * law
-        rows[name] = {
-            "p": float(scipy.stats.chisquare(counts, expected).pvalue),
-            "total_variation": float(np.abs(counts / replicates - law).sum() / 2),
-            "z": float(np.max(np.abs(counts - expected) / np.sqrt(expected * (1 - law)))),
-        }
+    rows = {name: judge_counts(index, law) for name, index in found.items()}
     same = states.all(1) | ~states.any(1)  # [sweeps, replicates], a path that stays in one state
     other = (states[1:, 0] != states[:-1, 0]) & same[1:] & same[:-1]
     return {
@@ -469,13 +366,13 @@ def compare(case: Case, **sizes: Mapping[str, Any]) -> Iterator[tuple[str, str, 
         none = np.zeros_like(means[0])
         known = [Moments(m, none, np.diag(c), none) for m, c in zip(means, covariances, strict=True)]
         against = "exact"
-        yield "NUTS", against, by_nuts.about | judge(by_nuts, gold, known)
+        yield "NUTS", against, by_nuts.about | judge(by_nuts.values, gold.values, known)
     else:
         yield "NUTS", "itself", by_nuts.about
     filtered = gibbs(case, **sizes.get("gibbs", {}))
-    yield "filter", against, filtered.about | judge(filtered, gold, known)
+    yield "filter", against, filtered.about | judge(filtered.values, gold.values, known)
     for name, draws in guided(case, *train(case, **sizes.get("train", {}))).items():
-        yield name, against, (gold.about if known else {}) | draws.about | judge(draws, gold, known)
+        yield name, against, (gold.about if known else {}) | draws.about | judge(draws.values, gold.values, known)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -45,7 +45,6 @@ from probgram.inference.choices import (
     name_of,
     opened,
 )
-from probgram.inference.choices import evidence as evidence_of
 from probgram.inference.on_jax import continuation, recording
 from probgram.inference.on_jax.crossing import ancestors_over, gather_over
 from probgram.inference.on_jax.devices import check_mesh, spread
@@ -53,7 +52,6 @@ from probgram.inference.on_jax.faults import (
     Faults,
     all_dead,
     check_factors,
-    check_weights,
     factor_faults,
     report_dead,
 )
@@ -639,101 +637,35 @@ def run(
         exchange=exchange,
     )
     resumed = None if start is None else SMCState(**continuation.resumed(algorithm, start, key))
-    steps, whole, of = int(np.max(further)) - offset, keep in ("paths", "latents"), dict(collect or {})
-    growing = opened(store, start, keep)
-
-    def recorded(state: SMCState, figures: recording.Row, paths: recording.Row, taken: int) -> Trajectories:
-        """The run after `taken` depth steps, of which these are the last rows."""
-        states = paths.get("states")
-        # At once everything but states to the host.
-        flags = ("dead", "nan", "done", "observed", "likelihood", "weighs", "halted", "log_psi")
-        host, figures, paths = jax.device_get(
-            ({name: getattr(state, name) for name in flags}, figures, paths | {"states": None})
-        )
-        first = taken - len(figures["ess"]) + 1
-        check_factors(figures.get("faults", {}), first, islands)
-        check_weights(host["nan"], islands)
-        if algorithm.masked and host["done"].all():  # nothing has moved since; rows end where the torch side's do
-            over = int(host["done"].max())
-            taken = min(taken, over + -over % FLAG_EVERY)
-            figures = jax.tree.map(lambda row: row[: taken - first + 1], figures)
-            if whole:
-                paths, states = jax.tree.map(lambda row: row[: taken - first + 1], (paths, states))
-        meaning = evidence_of(algorithm.potential, bool(host["observed"]), bool(host["likelihood"]))
-        settings = {
-            "width": width,
-            "depth": taken,
+    steps, of = int(np.max(further)) - offset, dict(collect or {})
+    record = recording.Record(
+        algorithm,
+        keep,
+        x=None if algorithm.x is None else np.asarray(args[0]).reshape(algorithm.x.shape),
+        task=task,
+        settings={
             "seed": seed_of(key),
-            "islands": islands,
-            "decode": decode,
-            "weights": weights,
+            "weights": _fingerprint(model),
             "potential": name_of(potential),
-            "guided": guide is not None,
-            "resample": None if algorithm.resample is None else algorithm.resample.describe(),
             "halt_probability": halt_probability,
-            "weighs": bool(host["weighs"]),
-            "observed": bool(host["observed"]),
-            "likelihood": bool(host["likelihood"]),
-            "evidence": meaning,
-            "backend": "jax",
-        } | ({} if exchange is None else {"exchange": exchange.describe()})
-        log_weights = paths["log_weights"]
-        rows = len(log_weights)
-        answers = paths.get("answers")
-        numbered = exchange is not None or figures["resampled"][-rows:].any()
-        return Trajectories(
-            x=np.zeros((log_weights.shape[2], 0))
-            if algorithm.x is None
-            else np.asarray(args[0]).reshape(algorithm.x.shape),
-            answers=np.zeros((*log_weights.shape, 0), np.uint8) if answers is None else answers,
-            log_weights=log_weights,
-            ancestors=paths["ancestors"] if whole and numbered else None,
-            heads=paths["heads"],
-            kl=paths.get("kl"),
-            log_normalizer=figures["log_normalizer"],
-            log_potential=host["log_psi"],
-            effective=figures["ess"],
-            collected=figures["collected"],
-            states=states,
-            likelihoods_only=meaning is not None,
-            halted=host["halted"],
-            ended=host["done"].reshape(-1, islands).max(1) if algorithm.masked else None,
-            state=state.latent,
-            depths=tuple(range(taken - rows + 1, taken + 1)),
-            task=task,
-            seed=seed_of(key),
-            settings=settings,
-        )
-
-    weights = _fingerprint(model)
-    if callback is None and growing is None:
-        state, figures, paths = _filtered(algorithm, key, resumed, steps, keep, of)
-        check_factors(figures.pop("begun", {}), 0, islands)
-        found = recorded(state, figures, paths, offset + steps)
+        },
+        growing=opened(store, start, keep),
+        taken=offset,
+    )
+    if callback is None and store is None:
+        record.add(*_filtered(algorithm, key, resumed, steps, keep, of))
     else:
         algorithm, state, _, begun = _begun(algorithm, key, resumed)
         check_factors(begun.get("begun", {}), 0, islands)
-        rows: list[recording.Row] = []
-        kept: list[recording.Row] = []
         for taken in range(offset + 1, offset + steps + 1):
-            state, info, figures, paths = _watched(algorithm, state, keep, of)
-            states = paths.pop("states", None)
-            figures, paths = jax.device_get((figures, paths))
-            paths |= {} if states is None else {"states": states}
-            found = recorded(_pooled(state, islands), figures, paths, taken)
-            if growing is not None:
-                growing.append(found if keep == "latents" else replace(found, state=None))
-            if growing is not None or not whole:
-                kept.clear()
-            rows.append(figures)
-            kept.append(paths)
-            if callback is not None and callback(state, info):
+            state, info, *rows = _watched(algorithm, state, keep, of)
+            record.add(recording.pooled_state(state, islands), *rows)
+            del rows  # they are on the host, and the next step wants their memory
+            stopped = callback is not None and callback(state, info)
+            if stopped or (taken % FLAG_EVERY == 0 and record.flags["done"].all()):
                 break
-            if taken % FLAG_EVERY == 0 and np.asarray(state.done).all():
-                break
-        found = recorded(_pooled(state, islands), _one_after_another(rows), _one_after_another(kept), taken)
-    report_dead(np.asarray(state.dead), islands)
-    return found
+    report_dead(record.flags["dead"], islands)
+    return record.trajectories()
 
 
 @eqx.filter_jit
@@ -758,7 +690,7 @@ def _filtered(
         view = algorithm.view(state.latent, None, state.t, state.key)
         paths = jax.tree.map(lambda leaf: leaf[None], recording.path(state, view, own, kl, False))
     figures, paths = recording.together(figures, paths, islands, numbered=algorithm.exchange is not None)
-    return _pooled(state, islands), figures | begun, paths
+    return recording.pooled_state(state, islands), figures | begun, paths
 
 
 @eqx.filter_jit
@@ -787,18 +719,8 @@ def _started(
 _begun = eqx.filter_jit(_started)
 
 
-def _pooled(state: SMCState, islands: int) -> SMCState:
-    latent, log_psi, halted = recording.pooled((state.latent, state.log_psi, state.halted), islands)
-    return state._replace(latent=latent, log_psi=log_psi, halted=halted)
-
-
 def _with_states(keep: str, view: View) -> bool:
     return keep == "latents" or (keep == "paths" and not view.has_answers)
-
-
-def _one_after_another(rows: list[recording.Row]) -> recording.Row:
-    """Rows of depth steps as one; states stay on their devices."""
-    return jax.tree.map(lambda *leaf: (jnp if isinstance(leaf[0], Array) else np).concatenate(leaf), *rows)
 
 
 def _carried(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | None]:

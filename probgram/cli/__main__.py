@@ -1,0 +1,5 @@
+"""`python -m probgram.cli`."""
+
+from probgram.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""`probgram frontier`: whether more depth or more width would help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from probgram.cli.common import (
+    Backend,
+    Device,
+    Json,
+    Quiet,
+    TaskName,
+    Weights,
+    chain_from,
+    check_data,
+    integers_from,
+    print_json,
+    task_from,
+    task_of,
+)
+
+
+def frontier(
+    weights: Weights,
+    task: TaskName = None,
+    split: Annotated[str, typer.Option(help="test (held out) or train.")] = "test",
+    depths: Annotated[str, typer.Option(help="Depth steps, with commas.")] = "1,2,4,8,16",
+    widths: Annotated[str, typer.Option(help="Trajectories a problem, with commas.")] = "1,2,4,8,16,32",
+    seeds: Annotated[str, typer.Option(help="Of the trajectories, with commas.")] = "0,1,2",
+    problems: Annotated[int, typer.Option(min=1, help="A seeded subset of so many.")] = 64,
+    by: Annotated[
+        str, typer.Option(help="What decides: selected, pass_at_n (where answers can be verified) or coverage.")
+    ] = "selected",
+    rounds: Annotated[int, typer.Option(min=0, help="Timings of every cell; 0 leaves latency out.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Write verdict, picture and table as one HTML file.")] = None,
+    backend: Backend = "torch",
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether more depth or more width would help: the grid of both on held-out problems, and a verdict.
+
+    **Examples**
+
+    `probgram frontier queens8 --out frontier.html`
+
+    `probgram frontier queens8 --depths 1,2,4 --widths 1,4,16 --problems 32 --by coverage --json`
+
+    `probgram frontier queens8 --backend jax --rounds 0`  with timings JAX compiles every cell of the grid
+    """
+    from probgram.inference.frontier import frontier as measure
+
+    grid = {
+        name: integers_from(text, name) for name, text in (("depths", depths), ("widths", widths), ("seeds", seeds))
+    }
+    chain = chain_from(weights, device, backend)
+    family = task_of(chain) if task is None else task_from(task)
+    check_data(chain, family)
+    found = measure(chain, family, **grid, problems=problems, split=split, by=by, rounds=rounds)  # type: ignore[arg-type]
+    if out is not None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        found.to_html(out)
+    if as_json:
+        print_json("frontier", weights=weights, html=None if out is None else str(out), **found.as_dict())
+    elif not quiet:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        console = Console()
+        console.print(Markdown(found.table()))
+        console.print(found.verdict, markup=False, emoji=False, highlight=False)
