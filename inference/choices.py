@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from probgram.fields import as_array
+
 if TYPE_CHECKING:
     from probgram.store import Store
 
@@ -61,7 +63,10 @@ def checked_depth(depth: Any, problems: int) -> NDArray[np.int64]:
     Raises:
         ValueError: no integers from 1, or not as many as there are problems.
     """
-    number = np.asarray(depth)
+    try:
+        number = as_array(depth)
+    except (TypeError, ValueError):  # a ragged list
+        number = np.empty(0)
     whole = number.dtype.kind in "iu" and number.shape in ((), (problems,))
     if whole and not number.ndim and number < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")

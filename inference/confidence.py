@@ -48,7 +48,7 @@ def share(run: Run[Array], answers: Any = None, step: int = -1) -> Array:
         step: row of the recorded depth steps.
 
     Returns:
-        `[B]`; 0 for an answer that no trajectory gave.
+        `[B]`, float64 on the host; 0 for an answer that no trajectory gave.
     """
     return _of_kind(run, (_weights(run, step) * _gave(run, answers, step)).sum(0))
 

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +22,6 @@ def offset(start: Trajectories | None, width: int, seed: int, islands: int, pote
         return 0
     check_start(start, {"width": (start.width, width), "seed": (start.seed, seed)}, islands, potential)
     return reached(start)
-
-
-def further(depth: Any, offset: int) -> Any:
-    """Depth steps in all, where `depth` are those to come: a number, a tensor or a list."""
-    return depth + offset if isinstance(depth, int | Tensor) else np.asarray(depth) + offset
 
 
 def reached(run: Trajectories) -> int:

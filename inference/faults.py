@@ -61,7 +61,7 @@ def check_factors(
     log_factor: Tensor | None,
     log_increment: Tensor | None,
 ) -> None:
-    """Raise FilterError naming the first factor that left a problem without weight, or is NaN."""
+    """Raise FilterError naming the first factor that left a problem without weight, or is NaN or +inf."""
     if log_increment is None:
         return
     afters, log_weights = {}, state.log_weights
@@ -71,7 +71,8 @@ def check_factors(
     if algorithm.potential is not None:
         afters["the potential"] = state.log_weights + log_increment
     for name, after in afters.items():
-        for bad, what in ((after.isnan().any(0), "is NaN"), (all_dead(after), "left no weight")):
+        no_weight = (after.isnan() | after.isposinf()).any(0)
+        for bad, what in ((no_weight, "is NaN or +inf"), (all_dead(after), "left no weight")):
             bad = bad & ~all_dead(state.log_weights)
             if bool(bad.any()):
                 label = name if name.startswith("the ") else f"site {name!r}"

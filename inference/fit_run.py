@@ -124,7 +124,8 @@ def check_settings(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any],
 
 def _defaults(chain: Any) -> dict[str, Any]:
     """What every setting is where nothing is said of it, as JSON values; a model's are those of its arguments."""
-    choices = inspect.signature(getattr(chain, "Config", type(chain))).parameters
+    config = getattr(chain, "Config", None)
+    choices = inspect.signature(config if callable(config) else type(chain)).parameters
     model = {name: choice.default for name, choice in choices.items() if choice.default is not choice.empty}
     own = json.loads(json.dumps({f"{type(chain).__name__}.{k}": v for k, v in model.items()}, default=repr))
     return plain(ObjectiveConfig()) | plain(FitConfig()) | own

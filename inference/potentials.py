@@ -33,7 +33,8 @@ class View:
 
     Attributes:
         state: the latent now, leaves `[N, B, ...]`.
-        previous: the latent before this depth step, after resampling; None at depth 0.
+        previous: the latent before this depth step, after resampling; None at depth 0, and to a
+            rejuvenation move.
         context: what the chain's `encode` returned; for other models their first argument.
         t: depth steps taken, this one included.
         depth: depth steps in all, an int, or int64 `[B]` where problems differ.

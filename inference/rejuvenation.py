@@ -18,6 +18,7 @@ from torch.distributions import Independent, Normal
 
 from probgram import state as trees
 from probgram.chain import Chain
+from probgram.inference.choices import check_counts
 from probgram.inference.kernels import LastMove
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class Pcn:
     def __post_init__(self) -> None:
         if not 0 <= self.rho < 1:
             raise ValueError(f"rho must be at least 0 and below 1, got {self.rho}")
-        if self.moves < 1:
-            raise ValueError(f"moves must be at least 1, got {self.moves}")
+        check_counts({"moves": self.moves})
 
     def __call__(self, seen: Rejuvenation) -> tuple[Any, Tensor, Tensor]:
         """The latent, its log psi and its last noise after the moves."""

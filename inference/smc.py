@@ -168,7 +168,7 @@ def build(
     x = torch.as_tensor(args[0], device=kernel.device) if isinstance(model, Chain) else None
     x = x[None] if x is not None and x.dim() == 1 else x
     problem = torch.arange(kernel.problems, device=kernel.device)
-    number = checked_depth(depth.cpu() if isinstance(depth, Tensor) else depth, kernel.problems)
+    number = checked_depth(depth, kernel.problems)
     depth = torch.as_tensor(number, device=kernel.device) if number.ndim else int(number)
     if decode == "sample" and (halt_probability is not None or number.ndim):
         raise ValueError("decode='sample' needs problems that end together: answers of ended ones would be redrawn")
@@ -508,7 +508,7 @@ def run(
             does not act before the first of them.
         task: name that the result carries.
         progress: show a progress bar.
-        callback: called after every depth step; return True to stop.
+        callback: called after every depth step; return something true to stop.
         store: a folder `*.zarr` that takes every depth step as soon as it is done, as for `sample`; with
             `keep="paths"` or `"latents"`, whose last state makes that a run can go on.
 
@@ -528,7 +528,7 @@ def run(
             model,
             *args,
             width=width,
-            depth=depth if start is None else continuation.further(depth, offset),
+            depth=depth if start is None else torch.as_tensor(checked_depth(depth, start.problems) + offset),
             potential=potential,
             resample=resample,
             ess_threshold=ess_threshold,

@@ -36,14 +36,14 @@ class Store:
     """
 
     def __init__(self, path: str | Path, start: Run[Any] | None = None) -> None:
-        zarr, self.path = _zarr(), Path(path)
+        self.path = Path(path)
+        _zarr()  # says at once where it is missing
         if self.path.suffix != ".zarr":
             raise CheckpointError(f"a store is a folder that ends in .zarr, got {path}")
         self.rows = 0
         self.settings: dict[str, Any] | None = None
+        self.groups: dict[str, Any] = {}
         if not self.path.exists():
-            root = zarr.create_group(str(self.path))
-            self.groups = {name: root.create_group(name) for name in ("particles", "latest/0", "latest/1")}
             return
         if start is None:
             raise CheckpointError(
@@ -86,12 +86,14 @@ class Store:
             collected={name: values[-rows:] for name, values in run.collected.items()},
         )
         try:
+            self._create()
             self.extend(self._with_ancestors(run))
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error.strerror or error}") from error
 
     def extend(self, run: Run[Any]) -> None:
         """Write a run as it is; figures may have more rows than answers."""
+        self._create()
         particles = self.groups["particles"]
         rows = self.rows + len(run.depths)
         latest = self.groups[f"latest/{(rows - 1) % 2}"]
@@ -111,6 +113,12 @@ class Store:
         depths = _values(particles, "depth").tolist()
         particles.update_attributes({"run": fields.as_json(header | {"depths": depths})})
         self.rows = rows
+
+    def _create(self) -> None:
+        """The folder, where there is none: with the first rows, so that a run that fails before leaves nothing."""
+        if not self.groups:
+            root = _zarr().create_group(str(self.path))
+            self.groups = {name: root.create_group(name) for name in ("particles", "latest/0", "latest/1")}
 
     def _with_ancestors(self, run: Run[Any]) -> Run[Any]:
         """Ancestors in every row as soon as they are in one: who was not resampled is its own."""

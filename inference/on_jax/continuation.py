@@ -29,11 +29,6 @@ def offset(start: Trajectories | None, width: int, seed: int, islands: int, pote
     return reached(start)
 
 
-def further(depth: Any, offset: int) -> Any:
-    """Depth steps in all, where `depth` are those to come: a number or integers `[B]`."""
-    return np.asarray(depth) + offset
-
-
 def reached(run: Trajectories) -> int:
     """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
 

@@ -17,7 +17,7 @@ from jax import Array
 if TYPE_CHECKING:
     from probgram.inference.on_jax.smc import Filter, SMCState
 
-Faults = OrderedDict[str, Array]  # name of a factor -> is NaN, left no weight: bool [..., 2, B·I]
+Faults = OrderedDict[str, Array]  # name of a factor -> is NaN or +inf, left no weight: bool [..., 2, B·I]
 
 
 class FilterError(ValueError):
@@ -74,7 +74,7 @@ def factor_faults(
     log_factor: Array | None,
     log_increment: Array | None,
 ) -> Faults:
-    """For each factor of a step, in order, the problems that had weight and lost it, or whose weight is NaN.
+    """For each factor of a step, in order, the problems that had weight and lost it, or whose is no weight.
 
     Args:
         algorithm: of the step.
@@ -94,12 +94,12 @@ def factor_faults(
     if algorithm.potential is not None:
         afters["the potential"] = state.log_weights + log_increment
     for name, after in afters.items():
-        faults[name] = jnp.stack([jnp.isnan(after).any(0), all_dead(after)]) & alive
+        faults[name] = jnp.stack([(jnp.isnan(after) | jnp.isposinf(after)).any(0), all_dead(after)]) & alive
     return faults
 
 
 def check_factors(faults: Mapping[str, np.ndarray], first: int, islands: int) -> None:
-    """Raise where a factor left a problem without weight, or is NaN.
+    """Raise where a factor left a problem without weight, or is NaN or +inf.
 
     Args:
         faults: of `factor_faults`, a row a depth step, `[S, 2, B·I]`.
@@ -113,8 +113,8 @@ def check_factors(faults: Mapping[str, np.ndarray], first: int, islands: int) ->
     if not found:
         return
     row, name = min(found, key=lambda fault: fault[0])  # of equal depth the first factor
-    nan, dead = faults[name][row]
-    what, columns = ("is NaN", nan) if nan.any() else ("left no weight", dead)
+    no_weight, dead = faults[name][row]
+    what, columns = ("is NaN or +inf", no_weight) if no_weight.any() else ("left no weight", dead)
     label = name if name.startswith("the ") else f"site {name!r}"
     problems = sorted({int(column) // islands for column in np.flatnonzero(columns)})
     raise FilterError(f"{label} {what} at depth {first + row} in problems {_some(problems)}")

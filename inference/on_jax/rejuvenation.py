@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from probgram.inference.choices import check_counts
 from probgram.inference.on_jax.handlers import inner, where
 from probgram.inference.on_jax.kernels import LastMove
 
@@ -84,8 +85,7 @@ class Pcn:
     def __post_init__(self) -> None:
         if not 0 <= self.rho < 1:
             raise ValueError(f"rho must be at least 0 and below 1, got {self.rho}")
-        if self.moves < 1:
-            raise ValueError(f"moves must be at least 1, got {self.moves}")
+        check_counts({"moves": self.moves})
 
     def __call__(self, seen: Rejuvenation) -> tuple[Any, Array, Array]:
         """The latent, its log psi and its last noise after the moves."""

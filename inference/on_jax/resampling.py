@@ -328,11 +328,12 @@ def _positions(weights: Array) -> Positions:
 
 
 def _starts(sizes: Array, n: int) -> tuple[Positions, Array]:
-    """Where groups of these sizes `[K, B]` start, of n strata in all; and by what share their sum was beyond n."""
+    """Where groups of these sizes `[K, B]` start, of n strata in all; and what share of their sum was beyond n."""
     whole = jnp.floor(sizes)
     last = running(_carried, Positions(whole.astype(jnp.int32), sizes - whole))
     # Divided by the last element: what rounding left over, in proportion.
-    excess = jnp.where(sizes.max(0) > 0, (last.whole[-1] - n) + last.part[-1], 0.0) / n
+    beyond = (last.whole[-1] - n) + last.part[-1]
+    excess = jnp.where(sizes.max(0) > 0, beyond / (n + beyond), 0.0)
     last = last._replace(part=last.part - (last.whole + last.part) * excess)
     return jax.tree.map(lambda of: jnp.pad(of, ((1, 0), (0, 0)))[:-1], last), excess
 

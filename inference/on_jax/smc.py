@@ -616,7 +616,7 @@ def run(
     depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
     key = as_key(key)
     offset = continuation.offset(start, width, seed_of(key), islands, potential)
-    further = depth if start is None else continuation.further(depth, offset)
+    further = depth if start is None else checked_depth(depth, start.problems) + offset
     algorithm = _chosen(
         model,
         *args,

@@ -578,9 +578,10 @@ def test_nan_weights_are_an_error_with_depth_and_problem():
         smc.run(Trap(what=math.nan, marked=(0, 2)), PROBLEMS, width=20, depth=9)
     with pytest.raises(smc.FilterError, match=r"NaN or \+inf at depth 3 in problems \[1\]"):
         smc.run(Trap(what=math.inf), PROBLEMS, width=20, depth=9)
-    with pytest.raises(smc.FilterError, match=r"^site 'trap_2' is NaN at depth 3 in problems \[1\]$"):
-        smc.run(Trap(what=math.nan), PROBLEMS, width=20, depth=9, strict=True)
-    with pytest.raises(smc.FilterError, match=r"^the potential is NaN at depth 1 in problems \[0, 1, 2\]$"):
+    for what in (math.nan, math.inf):
+        with pytest.raises(smc.FilterError, match=r"^site 'trap_2' is NaN or \+inf at depth 3 in problems \[1\]$"):
+            smc.run(Trap(what=what), PROBLEMS, width=20, depth=9, strict=True)
+    with pytest.raises(smc.FilterError, match=r"^the potential is NaN or \+inf at depth 1 in problems \[0, 1"):
         smc.run(
             Walk(), PROBLEMS, width=4, depth=2, strict=True, potential=lambda view: view.state.sum(-1) * math.nan
         )
@@ -897,6 +898,9 @@ def test_a_run_that_is_continued_equals_one_run(keep, halt):
     whole = smc.run(Counting(), EIGHT, depth=9, **choices)
     first = smc.run(Counting(), EIGHT, depth=4, **choices)
     second = smc.run(Counting(), EIGHT, depth=5, start=first, **choices)
+    for depth in (0, [[1], [1, 2]]):
+        with pytest.raises(ValueError, match="^depth must be "):
+            smc.run(Counting(), EIGHT, depth=depth, start=first, **choices)
     assert second.depth == 9 and second.settings["depth"] == 9 and second.settings == whole.settings
     assert torch.equal(second.log_normalizer, whole.log_normalizer[4:])
     assert torch.equal(second.ess, whole.ess[4:]) and torch.equal(second.state, whole.state)

@@ -341,3 +341,12 @@ def test_a_model_without_answers_writes_its_states(tmp_path):
     again = Trajectories.load(tmp_path / "run.zarr")
     assert_same(whole, again)
     assert torch.equal(again.log_evidence, whole.log_evidence)
+
+
+def test_a_run_that_fails_before_its_first_row_leaves_no_folder(tmp_path):
+    path = tmp_path / "run.zarr"
+    with pytest.raises(ValueError, match="the potential must return log psi"):
+        smc.run(CHAIN, X, width=6, depth=2, potential=lambda view: view.state.h, store=path)
+    assert not path.exists()
+    smc.run(CHAIN, X, width=6, depth=2, store=path)
+    assert Trajectories.load(path).depth == 2

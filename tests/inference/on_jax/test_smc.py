@@ -343,6 +343,8 @@ def test_a_run_goes_on_where_it_ended_and_step_by_step_is_the_same():
     np.testing.assert_array_equal(rest.ancestors, whole.ancestors[5:])
     with pytest.raises(ValueError, match="start has key 0"):
         smc.run(PLAIN, OBSERVED, width=30, depth=7, problems=4, start=half, key=1)
+    with pytest.raises(ValueError, match="^depth must be at least 1, got 0$"):
+        smc.run(PLAIN, OBSERVED, width=30, depth=0, problems=4, start=half)
     algorithm = smc.build(PLAIN, OBSERVED, width=30, depth=12, problems=4)
     state, step = smc.init(algorithm, key=0), eqx.filter_jit(smc.step)
     for t in range(3):
@@ -434,11 +436,13 @@ def test_strict_names_the_factor_that_took_the_last_weight_or_is_nan():
     with pytest.raises(smc.FilterError, match=r"^site 'obs' left no weight at depth 6 in problems \[2\]$"):
         smc.run(Walk(), bad, width=30, depth=12, problems=4, strict=True)
 
-    def spoiled(view: View) -> Array:
-        return jnp.where((view.problem == 1) & (view.t > 3), jnp.nan, 0.0) + 0 * view.state["h"]
+    for what in (jnp.nan, jnp.inf):
 
-    with pytest.raises(smc.FilterError, match=r"^the potential is NaN at depth 4 in problems \[1\]$"):
-        smc.run(Walk(), bad, width=30, depth=12, problems=4, potential=spoiled, strict=True)
+        def spoiled(view: View, what: float = what) -> Array:
+            return jnp.where((view.problem == 1) & (view.t > 3), what, 0.0) + 0 * view.state["h"]
+
+        with pytest.raises(smc.FilterError, match=r"^the potential is NaN or \+inf at depth 4 in problems \[1\]$"):
+            smc.run(Walk(), bad, width=30, depth=12, problems=4, potential=spoiled, strict=True)
     bad[3, 0] = np.inf
     with pytest.raises(smc.FilterError, match=r"^site 'first' left no weight at depth 0 in problems \[3\]$"):
         smc.run(Begins(), bad, width=30, depth=12, problems=4, strict=True)
