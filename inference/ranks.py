@@ -20,6 +20,7 @@ from torch import Tensor
 from torch import distributed as processes
 
 from probgram.inference.handlers import mix
+from probgram.inference.shares import leave_at_exit
 from probgram.state import map_state
 from probgram.trajectories import Trajectories
 
@@ -156,6 +157,7 @@ def _place() -> tuple[int, int]:
         if not processes.is_torchelastic_launched():
             return 0, 1
         processes.init_process_group("gloo")
+        leave_at_exit()
     return processes.get_rank(), processes.get_world_size()
 
 

@@ -6,7 +6,9 @@ training on W ranks follows training on one, up to the order in which gradients 
 many random numbers a rank, is nothing beside a network's step.
 """
 
+import atexit
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,20 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution, Uniform
 
 from probgram.inference.handlers import draw, mix, seed_global
+
+
+@cache
+def leave_at_exit() -> None:
+    """Have this process leave the group of processes before Python ends.
+
+    Gloo's threads outlive the interpreter otherwise, and now and then abort a program that had done its work.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from probgram.inference.progress import ProgressBar
 from probgram.inference.recipes import default
 from probgram.inference.resume import load_training, save_training
 from probgram.inference.sampling import sample
-from probgram.inference.shares import Share
+from probgram.inference.shares import Share, leave_at_exit
 from probgram.inference.targets import fixed
 from probgram.tasks import KnownAnswers, Task, UnknownAnswers
 
@@ -165,6 +165,7 @@ class _Run:
         )
         if ranks:
             self.fabric.launch()
+            leave_at_exit()
         torch.manual_seed(config.seed)  # on every rank: each takes its share of the same noise
         raw = Objective(chain, guide, objective, self.task)
         raw.share = Share(self.fabric.global_rank, self.fabric.world_size)
