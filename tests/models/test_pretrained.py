@@ -11,7 +11,7 @@ from probgram.inference import first_verified, sample
 from probgram.models import GRAM, LoopedTransformer
 
 PROBLEMS, WIDTH = 48, 20
-OTHERS = ["sudoku4"]
+OTHERS = ["sudoku4", "colouring8"]
 
 
 @pytest.fixture(scope="module")
