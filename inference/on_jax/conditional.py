@@ -36,6 +36,7 @@ from probgram.inference.on_jax.handlers import as_key
 from probgram.inference.on_jax.kernels import PlainKernel, PlainModel
 from probgram.inference.on_jax.potentials import Potential, View
 from probgram.inference.on_jax.resampling import Adaptive, Scheme, adaptive, draw_slots, widest
+from probgram.inference.on_jax.settling import settled
 
 Noise = Mapping[str, Array]
 
@@ -362,7 +363,7 @@ def _sweep(
         same = _state_is_noise(state.latent, handler.drawn) if ancestor_sampling else jnp.asarray(True)
         return state, (handler.drawn, state.latent, info.ancestors, state.log_normalizer, state.ess, same)
 
-    state, _ = smc._settled(lambda state: (body(state, _at(later, 0))[0], None), state)
+    state, _ = settled(lambda state: (body(state, _at(later, 0))[0], None), state)
     state, rows = jax.lax.scan(body, state, later, length=depth)
     drawn, states, ancestors, log_normalizer, ess, same = rows
     path, slots = _draw(state.log_weights, start, drawn, states, ancestors, last)

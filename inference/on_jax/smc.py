@@ -73,6 +73,7 @@ from probgram.inference.on_jax.resampling import (
     widest,
 )
 from probgram.inference.on_jax.sampling import FLAG_EVERY, logit
+from probgram.inference.on_jax.settling import settled
 from probgram.inference.on_jax.trajectories import Trajectories, seed_of
 from probgram.models.on_jax.chain import Chain
 
@@ -713,7 +714,7 @@ def _started(
     algorithm = algorithm.ready()
     state = init(algorithm, key) if resumed is None else resumed
     begun = {} if state.faults is None else {"begun": jax.tree.map(lambda leaf: leaf[None], state.faults)}
-    return algorithm, *_settled(lambda state: _carried(algorithm, state), state), begun
+    return algorithm, *settled(lambda state: _carried(algorithm, state), state), begun
 
 
 _begun = eqx.filter_jit(_started)
@@ -726,43 +727,6 @@ def _with_states(keep: str, view: View) -> bool:
 def _carried(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | None]:
     state, info = step(algorithm, state)
     return state, info.kl
-
-
-def _settled(carried: Callable[[SMCState], tuple[SMCState, Any]], state: SMCState) -> tuple[SMCState, Any]:
-    """The first state in the types that a step gives it, so that a loop can carry it, and an empty KL.
-
-    Raises:
-        ValueError: a step returns a state of another structure or shape.
-    """
-    kl = None
-    for _ in range(3):  # a type may widen another one's
-        after, kl = jax.eval_shape(carried, state)
-        before, now = (str(jax.tree.structure((part.last, part.faults))) for part in (state, after))
-        if before != now:  # a step has what there is none of before the first
-            state = state._replace(last=_zeros(after.last), faults=_zeros(after.faults))
-        found, first = (str(jax.tree.structure(part)) for part in (after.latent, state.latent))
-        if found != first:
-            raise ValueError(f"step must return a state like init's, {first}, got {found}")
-        for one, other in zip(jax.tree.leaves(state.latent), jax.tree.leaves(after.latent), strict=True):
-            if one.shape != other.shape:
-                raise ValueError(
-                    f"step must return a state like init's, {list(one.shape)}, got shape {list(other.shape)}"
-                )
-        narrow = state.log_weights.dtype != after.log_weights.dtype
-        state = jax.tree.map(_cast, state, after)
-        if narrow:  # normalised in a narrower type: log Z would start off by its rounding
-            total = jax.nn.logsumexp(state.log_weights, 0)
-            total = jnp.where(jnp.isneginf(total), 0.0, total)
-            state = state._replace(log_weights=state.log_weights - total)
-    return state, _zeros(kl)
-
-
-def _zeros(like: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-
-
-def _cast(leaf: Array, like: Any) -> Array:
-    return leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype)  # a key cannot be cast, nor need be
 
 
 def _fingerprint(model: Any) -> str | None:
