@@ -127,7 +127,7 @@ def test_the_answers_and_heads_of_moved_states_are_their_own() -> None:
     ("choices", "message"),
     [
         ({"rho": 1.0}, "rho must be at least 0 and below 1, got 1.0"),
-        ({"moves": 0}, "moves must be at least 1, got 0"),
+        ({"moves": 0}, "moves must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_moves_are_named(choices: dict[str, Any], message: str) -> None:

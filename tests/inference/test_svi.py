@@ -407,7 +407,7 @@ def test_a_folder_of_another_frozen_core_is_refused(tmp_path):
 def test_the_number_of_refinements_tells_runs_apart(tmp_path):
     chain = GRAM.for_task(TASK, dim=16, heads=2, blocks=1, hidden=24, refinements=2)
     run(2, folder=tmp_path)
-    with pytest.raises(CheckpointError, match="model"):
+    with pytest.raises(CheckpointError, match="GRAM.refinements"):
         run(4, folder=tmp_path, model=(chain, GRAMGuide(chain)))
 
 

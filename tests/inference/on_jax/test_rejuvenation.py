@@ -190,7 +190,7 @@ def test_the_torch_side_moves_the_same_noise_to_the_same_states() -> None:
     ("choices", "message"),
     [
         ({"rho": 1.0}, "rho must be at least 0 and below 1, got 1.0"),
-        ({"moves": 0}, "moves must be at least 1, got 0"),
+        ({"moves": 0}, "moves must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_moves_are_named(choices: dict[str, Any], message: str) -> None:
