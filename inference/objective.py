@@ -70,7 +70,7 @@ class StepResult(NamedTuple):
     """What a depth step of training returns."""
 
     loss: Tensor  # nats, mean over problems
-    metrics: dict[str, Tensor]  # 0-dimensional, detached
+    metrics: dict[str, Tensor]  # 0-dimensional, detached; "right" also of trajectories that have seen y
     rollout: Rollout  # where to go on
     halted: Tensor  # bool [B]: the halt head says of every particle's prior state that its answer is right
 

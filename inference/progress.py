@@ -34,6 +34,7 @@ class ProgressBar:
         """Show the latest figures."""
         if self.progress is None:
             return
-        names = {"reconstruction": "nats", "kl": "KL", "right_at_end": "right", "valid_held_out": "held out"}
+        # Not what is right in training: its trajectories may have seen y on the way, held-out ones have not.
+        names = {"reconstruction": "nats", "kl": "KL", "valid_held_out": "held out"}
         text = "  ".join(f"{label} {line[name]:.3f}" for name, label in names.items() if name in line)
         self.progress.update(self.bar, completed=step, description=text)
