@@ -121,6 +121,24 @@ def check_start(start: Any, own: Mapping[str, tuple[Any, Any]], islands: int, po
         raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
 
 
+def reached(run: Any) -> int:
+    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
+
+    Raises:
+        ValueError: they ended at different depths.
+    """
+    if run.ended is None:
+        return run.settings["depth"]
+    ended = np.where(as_array(run.ended) > 0, as_array(run.ended), run.settings["depth"])  # 0: stopped before
+    going = ended if run.halted is None else ended[~as_array(run.halted).all(0)]
+    depths = sorted(set((going if len(going) else ended.max()[None]).tolist()))
+    if len(depths) > 1:
+        raise ValueError(
+            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
+        )
+    return depths[0]
+
+
 def evidence(potential: Any, observed: bool, likelihood: bool) -> Literal["every", "last"] | None:
     """What log Z is: "every" row log evidence, the "last" row only, or None.
 

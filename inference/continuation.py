@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probgram.inference.choices import check_start
+from probgram.inference.choices import check_start, reached
 from probgram.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -22,24 +22,6 @@ def offset(start: Trajectories | None, width: int, seed: int, islands: int, pote
         return 0
     check_start(start, {"width": (start.width, width), "seed": (start.seed, seed)}, islands, potential)
     return reached(start)
-
-
-def reached(run: Trajectories) -> int:
-    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
-
-    Raises:
-        ValueError: they ended at different depths.
-    """
-    if run.ended is None:
-        return run.settings["depth"]
-    ended = torch.where(run.ended > 0, run.ended, run.settings["depth"])  # 0: the run was stopped before
-    going = ended if run.halted is None else ended[~run.halted.all(0)]
-    depths = sorted(set((going if len(going) else ended.amax()[None]).tolist()))
-    if len(depths) > 1:
-        raise ValueError(
-            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
-        )
-    return depths[0]
 
 
 def resumed(algorithm: "Filter", start: Trajectories) -> dict[str, Any]:

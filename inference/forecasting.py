@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from probgram import state as trees
-from probgram.inference.continuation import reached
+from probgram.inference.choices import reached
 from probgram.inference.handlers import mix
 from probgram.inference.kernels import PyroKernel, as_kernel
 from probgram.trajectories import Trajectories

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from probgram.inference.choices import check_start
+from probgram.inference.choices import check_start, reached
 from probgram.inference.on_jax.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -27,24 +27,6 @@ def offset(start: Trajectories | None, width: int, seed: int, islands: int, pote
         return 0
     check_start(start, {"width": (start.width, width), "key": (start.seed, seed)}, islands, potential)
     return reached(start)
-
-
-def reached(run: Trajectories) -> int:
-    """Depth steps that the problems of a run have taken; those that halted altogether count as having gone on.
-
-    Raises:
-        ValueError: they ended at different depths.
-    """
-    if run.ended is None:
-        return run.settings["depth"]
-    ended = np.where(run.ended > 0, run.ended, run.settings["depth"])  # 0: the run was stopped before
-    going = ended if run.halted is None else ended[~run.halted.all(0)]
-    depths = sorted(set((going if len(going) else ended.max()[None]).tolist()))
-    if len(depths) > 1:
-        raise ValueError(
-            "the problems of the run ended at different depths: go on with those of one depth, run[rows]"
-        )
-    return depths[0]
 
 
 def resumed(algorithm: "Filter", start: Trajectories, key: Array) -> dict[str, Any]:
