@@ -4,6 +4,7 @@
     python -m benchmarks.trainings queens10 colouring8    several, one after the other
     python -m benchmarks.trainings queens8 --steps 200 --out runs/quick
     python -m benchmarks.trainings sudoku9 digits --data FOLDER   which has sudoku/sudoku10k.txt and mnist/
+    python -m benchmarks.trainings colouring8 --start colouring8 --steps 20000 --seed 1     goes on from weights
 
 A training that was stopped goes on from its folder when the same command is given again. Figures are of prior
 samples on problems that were held out, with three sampling seeds.
@@ -115,11 +116,15 @@ def reached(step: int, view: FitView) -> bool:
     return view.step == step
 
 
-def train(recipe: Recipe, task: Any, folder: Path, seed: int) -> tuple[Any, Any, bool]:
-    """Train a recipe's chain, then its heads alone; False where it was stopped."""
+def train(recipe: Recipe, task: Any, folder: Path, seed: int, start: str | None) -> tuple[Any, Any, bool]:
+    """Train a recipe's chain, new or from the weights `start`, then its heads alone; False where it was stopped."""
     torch.manual_seed(seed)
-    chain = recipe.model.for_task(task, **recipe.choices)
-    guide = GRAMGuide(chain) if recipe.guided else None
+    if start is None:
+        chain = recipe.model.for_task(task, **recipe.choices)
+        guide = GRAMGuide(chain) if recipe.guided else None
+    else:
+        chain = checkpoint.load_chain(start, recipe.model)
+        guide = checkpoint.load_guide(start, GRAMGuide(chain)) if recipe.guided else None
     at = {"seed": seed, "precision": "bf16"} | recipe.settings
     for stop in (*(step for step in recipe.kept if step < recipe.steps), recipe.steps):
         result = fit(
@@ -162,12 +167,22 @@ def drawn(chain: Any, guide: Any, task: tasks.Digits, width: int, depth: int) ->
     return Report(figures, {}, about | {"seeds": list(seeds)})
 
 
-def make(which: str, recipe: Recipe, task: Any, folder: Path, out: Path, seed: int, problems: int | None) -> None:
+def make(
+    which: str,
+    recipe: Recipe,
+    task: Any,
+    folder: Path,
+    out: Path,
+    seed: int,
+    start: str | None,
+    problems: int | None,
+) -> None:
     """Train, evaluate, write."""
-    chain, guide, finished = train(recipe, task, folder, seed)
+    before = {} if start is None else checkpoint.describe(start)["about"]
+    chain, guide, finished = train(recipe, task, folder, seed, start)
     if not finished:
         return
-    minutes = sum(seconds(path) for path in folder.glob("**/metrics.jsonl")) / 60
+    minutes = sum(seconds(path) for path in folder.glob("**/metrics.jsonl")) / 60 + before.get("minutes", 0)
     plots.training_curve(folder).savefig(folder / "training.png", dpi=120)
     if isinstance(task, tasks.Digits):
         report = drawn(chain, guide, task, recipe.width, recipe.depth)
@@ -177,8 +192,8 @@ def make(which: str, recipe: Recipe, task: Any, folder: Path, out: Path, seed: i
     about = {
         "task": task.name,
         "split": getattr(task, "split", None),
-        "seed": seed,
-        "steps": recipe.steps,
+        "seed": f"{before['seed']}, {seed}" if before else seed,  # of each part, where there are several
+        "steps": recipe.steps + before.get("steps", 0),
         "minutes": round(minutes, 1),
         "processor": platform.machine(),
         "evaluation": report.about,
@@ -201,6 +216,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps; default those of the recipe")
     parser.add_argument("--split", default=None, help="how problems are held out; default the task's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", default=None, help="weights to go on from, a name or a file; give another seed")
     parser.add_argument("--folder", type=Path, default=None, help="checkpoints and metrics; default runs/NAME")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data that recipes read")
@@ -216,7 +232,7 @@ def main() -> None:
         )
         which = name if chosen.split is None else f"{name}-{chosen.split}"
         folder = chosen.folder or Path("runs") / which
-        make(which, recipe, task, folder, chosen.out, chosen.seed, chosen.problems)
+        make(which, recipe, task, folder, chosen.out, chosen.seed, chosen.start, chosen.problems)
 
 
 if __name__ == "__main__":
