@@ -44,7 +44,8 @@ def evaluate(
     Returns:
         Validity of one draw (by weight), accuracy of each selection rule, oracle pass@N, coverage (macro and
         pooled, all problems and those with several solutions), total variation, each with its limits, and the
-        cost. Where the task cannot enumerate solutions, coverage and total variation are left out.
+        cost; of graph colouring the conflicts of the most frequent answer, summed. Where the task cannot enumerate
+        solutions, coverage and total variation are left out.
 
     Raises:
         ValueError: no seeds, or an unknown split.

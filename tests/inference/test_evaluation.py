@@ -9,8 +9,8 @@ import torch
 from pyro import distributions as dist
 
 from probgram import Chain, Guide, metrics, tasks
-from probgram.inference import evaluate, evidence_bound
-from probgram.inference.figures import Report
+from probgram.inference import evaluate, evidence_bound, sample, vote
+from probgram.inference.figures import Report, chosen_problems
 from probgram.models import GRAM
 
 TASK = tasks.Queens(7)  # the smallest board with several answers to most problems
@@ -84,6 +84,18 @@ def test_hand_made_uniform_draws_agree_with_the_limits():
     for name, limit in metrics.limits(solutions, width)["uniform"].items():
         values = np.array([figures[name] for figures in found])
         assert abs(values.mean() - limit) <= 4 * values.std(ddof=1) / math.sqrt(runs) + 1e-9, name
+
+
+def test_conflicts_of_the_most_frequent_colouring_are_summed_over_graphs():
+    """The measure that is published for graph colouring."""
+    task = tasks.Colouring(5, train=100, test=20)
+    torch.manual_seed(0)
+    chain = GRAM.for_task(task, dim=8, heads=2, hidden=8, blocks=1)
+    report = evaluate(chain, task, width=3, depth=1, seeds=(0,), problems=8)
+    run = sample(chain, chosen_problems(task, problems=8), width=3, depth=1, seed=0, keep="last")
+    conflicts = task.conflicts(run.x, vote(run).answers)
+    assert conflicts.shape == (8,) and report.figures["conflicts_vote"] == [conflicts.sum().item()] != [0.0]
+    assert "conflicts_vote" not in evaluate(Lookup(TASK), TASK, width=2, depth=1, seeds=(0,)).figures
 
 
 def test_a_report_says_what_it_is_about():
