@@ -7,9 +7,9 @@ Each depth step is compared from the same state and the same noise, so that noth
 largest of any element, divided by the largest magnitude in what torch computed where that is above 1; the gradient,
 of -log p(y | z) + KL with respect to every parameter of chain and guide, counts as one vector. Beside it stands how
 far float32 takes torch itself from its float64: two backends cannot be expected to be closer to each other. What
-takes it there are the sums within linear layers (a KL divides the difference of two means that are nearly equal,
-and tokens that are alike are rounded alike). So float32 is compared twice: as it comes, and with these sums carried
-in float64, where no difference is excused.
+takes a gradient there are the sums within linear layers: a KL divides the difference of two means that are nearly
+equal, and tokens that are alike are rounded alike. So float32 is compared twice: as it comes, and with these sums
+carried in float64, where no difference is excused.
 Whole runs of 16 depth steps are fed the same noise and are compared as they come.
 """
 
@@ -87,7 +87,9 @@ def noises(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
 
 @contextmanager
 def products_in_float64() -> Iterator[None]:
-    """Let linear layers of both backends add up their products in float64, and round once; JAX needs x64 for it."""
+    """Let linear layers of both backends add up their products in float64, and round once."""
+    if not jax.config.jax_enable_x64:
+        raise ValueError("products_in_float64 needs jax.enable_x64(True): without it JAX has no float64")
 
     def in_torch(layer: nn.Linear, x: Tensor) -> Tensor:
         bias = None if layer.bias is None else layer.bias.double()
@@ -390,7 +392,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _cells(found: dict[str, float]) -> list[str]:
-    return [f"{found[kind]:.0e}" if kind in found else "–" for kind in QUANTITIES]
+    return [f"{found[kind]:.1e}" if kind in found else "–" for kind in QUANTITIES]
 
 
 def main(problems: int) -> None:
