@@ -1,6 +1,6 @@
 """Digits: draw them, and finish half of one by the filter, with a generator that never saw a half.
 
-    python -m benchmarks.digits --data FOLDER    which has mnist/
+    python -m benchmarks.digits --data FOLDER --weights FILE    FOLDER has mnist/; weights of benchmarks.trainings
 
 The upper four of seven rows of patches of a held-out picture are observed; trajectories are weighed by the
 likelihood of those tokens (`potentials.likelihood`), and the readout draws the rest. What is measured is how
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.sudoku9 import provenance
 from probgram import checkpoint, tasks
 from probgram.inference import sample, smc
 from probgram.inference.potentials import likelihood
@@ -84,7 +85,7 @@ def draw(rows: list[Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--weights", default="digits", help="a shipped name or a file")
+    parser.add_argument("--weights", required=True, help="a shipped name or a file")
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -94,6 +95,7 @@ def main() -> None:
     depth = usual_depth(chain)
     figures, rows = measure(chain, task, chosen.pictures, depth, chosen.seed)
     about = {"pictures": chosen.pictures, "width": WIDTH, "depth": depth, "seed": chosen.seed}
+    about |= provenance(chosen.weights)
     found = {"about": about, "pixels below that agree": figures}
     checkpoint.write_bytes(RESULTS / "digits" / "half.json", (json.dumps(found, indent=1) + "\n").encode())
     PICTURES.mkdir(parents=True, exist_ok=True)

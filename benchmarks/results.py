@@ -4,6 +4,7 @@ python -m benchmarks.results
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ import numpy as np
 
 from benchmarks import sudoku9
 from benchmarks.reasoners import read, table
+from benchmarks.trainings import RECIPES
 from probgram.checkpoint import write_bytes
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "results.md"
 
 HEAD = """# Results
 
-Written by `python -m benchmarks.results` from `benchmarks/results/`. All figures are of prior samples on problems
-that were held out; ± is the standard deviation over sampling seeds, in the table of reasoners over training seeds.
+Written by `python -m benchmarks.results` from `benchmarks/results/`; the command in a section makes its figures
+again. Where a section says nothing else, they are of prior samples on problems that were held out, ± is the
+standard deviation over sampling seeds, and the machine is a 2-core x86-64 one.
 *Uniform*: what as many uniform draws over a problem's solutions reach; *one answer*: what one right answer does.
 """
 
 FAMILY = """## The family on 8-queens
 
-`python -m benchmarks.reasoners`: about 0.25M parameters each, equal multiply-adds in training, problems held out by
-symmetry orbit. Trajectories that differ get 20 × 16 depth steps, a deterministic one the same cost as depth, too.
-*Several*: the problems with several answers. `python -m benchmarks.reasoners --rows NAME --seeds 1` adds a seed.
+`python -m benchmarks.reasoners --rows NAME --seeds 0 1 2`, which leaves alone what has a file in
+`benchmarks/results/reasoners/`: about 0.25M parameters each, equal multiply-adds in training, problems held out by
+symmetry orbit. Trajectories that differ get 20 × 16 depth steps, or what costs as much; a deterministic one, where
+it has depth to use, the same cost as depth, too. ± is the standard deviation over training seeds. *Several*: the
+problems with several answers.
 
 """
 
@@ -43,6 +48,16 @@ GOALS = (
     ("colouring10", "coverage_macro_all", 0.95, True),
     ("queens8-blank", "coverage_macro_all", 1.0, False),
 )
+
+
+def family(measured: Sequence[dict[str, Any]]) -> str:
+    """The reasoners' table, and how long each training took."""
+    minutes: dict[str, list[str]] = {}
+    for result in measured:
+        minutes.setdefault(result["model"], []).append(f"{result['minutes']:.1f}" if result["minutes"] else "–")
+    taken = "; ".join(f"{name} {', '.join(values)}" for name, values in minutes.items())
+    after = f"Minutes of training, seed by seed, on one thread of a machine that did other work beside: {taken}."
+    return f"{FAMILY}{table(measured)}\n\n{after} –: not recorded."
 
 
 def goals() -> str:
@@ -62,17 +77,46 @@ def goals() -> str:
         asked = f"{goal:.0%} of uniform, {least:.4f}" if share else f"{goal:g}"
         said = "reached" if round(mean, 4) >= round(least, 4) else "missed"
         lines.append(f"| {name} | {figure.replace('_', ' ')} | {asked} | {mean:.4f} | {uniform:.4f} | {said} |")
+    path = RESULTS / "queens8-blank.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))["about"]["uniformity"]
+        measured = f"{found['chi_square']:.1f}, p = {found['p_value']:.0e}"
+        lines.append(f"| queens8-blank | chi-square | reported | {measured} | {found['answers'] - 1} | reached |")
     return "\n".join(lines)
+
+
+def command(name: str, about: dict[str, Any]) -> str:
+    """What makes a trained chain's figures again: options say what is not the recipe's own."""
+    made = max((recipe for recipe in RECIPES if f"{name}-".startswith(f"{recipe}-")), key=len)
+    recipe, split, call = RECIPES[made], name[len(made) + 1 :], f"python -m benchmarks.trainings {made}"
+    call += f" --split {split}" if split else ""
+    call += " --data FOLDER" if recipe.reads else ""
+    if not recipe.reads and recipe.task().name != about["task"]:
+        return f"Of an earlier recipe, on other problems; today's is `{call}`"
+    first, *on = str(about["training seed"]).split(", ")
+    steps = about["training steps"] - recipe.steps * len(on)
+    made_first = call + ("" if first == "0" else f" --seed {first}")
+    if on:
+        (seed,) = on  # of two parts the first is the recipe
+        call += f" --start FILE --folder runs/{name}-{seed} --seed {seed} --steps {steps}"
+    else:
+        call = made_first + ("" if steps == recipe.steps else f" --steps {steps}")
+    # Of all held-out problems or of some: as many as these. Of drawings nothing is a problem.
+    call += f" --problems {about['problems']}" if about["problems"] > 1 and "several answers" in about else ""
+    where = [f"FOLDER has {file}" for file in recipe.reads.values()] + [f"`{made_first}` made FILE" for _ in on]
+    return f"`{call}`" + (f", where {' and '.join(where)}" if where else "")
 
 
 def trained(path: Path) -> str:
     """A trained chain's figures."""
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    uniformity = report["about"].pop("uniformity", None)
     about = ", ".join(f"{key} {value}" for key, value in report["about"].items() if value is not None)
     lines = [
         f"## {path.stem}",
         "",
-        about + ".",
+        f"{command(path.stem, report['about'])}: {about}.",
+        *(["Nothing is held out: there is one problem, and training saw all its answers."] if uniformity else []),
         "",
         "| figure | mean ± sd | uniform | one answer |",
         "|---|---|---|---|",
@@ -82,6 +126,11 @@ def trained(path: Path) -> str:
         cells = ["–" if limit is None else f"{limit:.4f}" for limit in limits]
         spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
         lines.append(f"| {name.replace('_', ' ')} | {np.mean(values):.4f}{spread} | " + " | ".join(cells) + " |")
+    if uniformity:
+        figure = (
+            f"chi-square of the {uniformity['draws']:,} right draws of seed 0 (p = {uniformity['p_value']:.0e})"
+        )
+        lines.append(f"| {figure} | {uniformity['chi_square']:.1f} | {uniformity['answers'] - 1} | – |")
     return "\n".join(lines)
 
 
@@ -105,7 +154,11 @@ def boards_by_clues(path: Path) -> str:
     """What the Sudoku weights solve, by given cells."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
-    return f"## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9`: {about}.\n\n{sudoku9.table(found)}"
+    return (
+        "## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9 --data FOLDER --weights FILE`, FILE being "
+        f"the weights of [sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of top95 and "
+        f"sudokus_17 boards with an image in training are left out.\n\n{sudoku9.table(found)}"
+    )
 
 
 def halves_of_digits(path: Path) -> str:
@@ -116,8 +169,9 @@ def halves_of_digits(path: Path) -> str:
     ess = figures.pop("ess of the filter")["mean"]
     rows = "\n".join(f"| {name} | {v['mean']:.4f} ± {v['se']:.4f} |" for name, v in figures.items())
     return (
-        f"## The other half of a digit\n\n`python -m benchmarks.digits`: {about}; effective sample size of the "
-        f"filter {ess}; ± is the standard error over pictures.\n\n"
+        "## The other half of a digit\n\n`python -m benchmarks.digits --data FOLDER --weights FILE`, FILE being "
+        f"the weights of [digits](#digits): {about}; effective sample size of the filter {ess}; ± is the standard "
+        "error over pictures.\n\n"
         f"| drawn from | pixels below that agree |\n|---|---|\n{rows}\n\n"
         "![Drawings from nothing; four held-out digits and four ways to finish each](pictures/digits.png)"
     )
@@ -166,7 +220,7 @@ def page() -> str:
     parts = [HEAD.rstrip(), goals(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
     measured = read()
     if measured:
-        parts.insert(2, FAMILY + table(measured))
+        parts.insert(2, family(measured))
     parts += [boards_by_clues(path) for path in RESULTS.glob("sudoku9/by_clues.json")]
     parts += [halves_of_digits(path) for path in RESULTS.glob("digits/half.json")]
     parts += [same_on_both(path) for path in RESULTS.glob("backends/agreement.json")]

@@ -1,15 +1,17 @@
 """Sudoku 9x9: what the weights solve, by the number of given cells and on the field's hard collections.
 
-    python -m benchmarks.sudoku9 --data FOLDER    which has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt
+    python -m benchmarks.sudoku9 --data FOLDER --weights FILE
 
+The folder has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt; the file is of `benchmarks.trainings sudoku9`.
 Boards are those of held-out symmetry orbits; of the other collections, those no image of which was trained on.
 "With cells given" are held-out boards some of whose blanks were filled from their answers, at random, the same
 boards in each of these rows. One network, prior samples, width 20, depth 16; ± is the standard error over
-problems. A row that is there is not measured again, unless the weights are others.
+problems. A row that is there is not measured again, unless the weights or the most boards of a row are others.
 """
 
 import argparse
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,13 @@ def boards(task: tasks.Sudoku, folder: Path, most: int) -> dict[str, NDArray[np.
     return rows
 
 
+def provenance(weights: str) -> dict[str, Any]:
+    """How large a network is and how it was trained, as its file says, and what measures it."""
+    content = checkpoint.describe(weights)
+    trained = {f"training {key}": content["about"].get(key) for key in ("steps", "seed", "minutes")}
+    return {"parameters": content["parameters"]} | trained | {"machine": f"{platform.machine()}, one thread"}
+
+
 def table(found: dict[str, Any]) -> str:
     """What was measured, as Markdown."""
     names = ("one draw", "vote", "best by value", "pass@20")
@@ -88,15 +97,16 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--weights", default="sudoku9", help="a shipped name or a file")
-    parser.add_argument("--problems", type=int, default=200, help="the most boards in a row of the table")
+    parser.add_argument("--weights", required=True, help="a shipped name or a file")
+    parser.add_argument("--problems", type=int, default=64, help="the most boards in a row of the table")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     chain = GRAM.from_pretrained(chosen.weights)
     task = tasks.Sudoku(3, chosen.data / "sudoku" / "sudoku10k.txt")
     made = {"weights": checkpoint.fingerprint(chain.state_dict()), "width": WIDTH, "depth": DEPTH}
-    made |= {"seed": chosen.seed}
+    made |= {"seed": chosen.seed, "boards a row": chosen.problems, "data": "sudoku/sudoku10k.txt"}
+    made |= provenance(chosen.weights)
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     if found.get("about") != made:
         found = {"about": made, "rows": {}}

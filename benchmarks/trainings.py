@@ -215,6 +215,7 @@ def make(
     checkpoint.save_chain(out / f"{which}.safetensors", chain, guide, about)
     trained = {"parameters": sum(p.numel() for p in chain.parameters())}
     trained |= {f"training {key}": about[key] for key in ("steps", "seed", "minutes")}
+    trained |= {"uniformity": about["uniformity"]} if "uniformity" in about else {}
     report = replace(report, about=report.about | trained | {"machine": f"{platform.machine()}, one thread"})
     checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())
     print(f"{which}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)

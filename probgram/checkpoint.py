@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     AnyChain = TypeVar("AnyChain", bound=Chain)
 
 WEIGHTS_FORMAT = "probgram.weights/1"
+BUFFERS = ("z0", "codes", "front")  # of our chains: stored with the weights, not trained
 
 
 class CheckpointError(ValueError):
@@ -219,7 +220,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     """What a weight file says of itself, without loading the network.
 
     Returns:
-        `path`, `bytes`, `model`, `parameters` (of the chain, buffers included), `configuration`, `about`.
+        `path`, `bytes`, `model`, `parameters` (of the chain; `BUFFERS` are none), `configuration`, `about`.
 
     Raises:
         CheckpointError: no such weights, damaged, or no weights of ours.
@@ -231,7 +232,8 @@ def describe(name: str | Path) -> dict[str, Any]:
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise CheckpointError(f"{path} holds no probgram weights (its metadata say {metadata.get('format')!r})")
     with safe_open(path, framework="np") as file:
-        shapes = [file.get_slice(k).get_shape() for k in file.keys() if k.startswith("chain.")]  # noqa: SIM118
+        names = {k for k in file.keys() if k.startswith("chain.")} - {f"chain.{k}" for k in BUFFERS}  # noqa: SIM118
+        shapes = [file.get_slice(k).get_shape() for k in names]
     try:
         return {
             "path": str(path),

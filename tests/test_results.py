@@ -1,7 +1,55 @@
 """docs/results.md says what was measured, and nothing else."""
 
-from benchmarks.results import PAGE, page
+import pytest
+
+from benchmarks.results import PAGE, command, page
+
+TRAININGS = "python -m benchmarks.trainings"
 
 
 def test_the_page_of_results_is_what_the_measurements_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m benchmarks.results writes it"
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "said"),
+    [
+        ("queens8", {}, f"`{TRAININGS} queens8 --problems 256`"),
+        (
+            "queens8-input",
+            {"training steps": 8_000},
+            f"`{TRAININGS} queens8 --split input --steps 8000 --problems 256`",
+        ),
+        (
+            "queens8-blank",
+            {"task": "queens8-blank", "training steps": 6_000, "problems": 1},
+            f"`{TRAININGS} queens8-blank`",
+        ),
+        (
+            "queens8",
+            {"training seed": "0, 1", "training steps": 27_000},
+            f"`{TRAININGS} queens8 --start FILE --folder runs/queens8-1 --seed 1 --steps 12000 --problems 256`, "
+            f"where `{TRAININGS} queens8` made FILE",
+        ),
+        (
+            "queens8",
+            {"task": "queens7"},
+            f"Of an earlier recipe, on other problems; today's is `{TRAININGS} queens8`",
+        ),
+        (
+            "sudoku9",
+            {"task": "sudoku9", "training seed": 2},
+            f"`{TRAININGS} sudoku9 --data FOLDER --seed 2 --steps 15000 --problems 256`, where FOLDER has "
+            "sudoku/sudoku10k.txt",
+        ),
+    ],
+)
+def test_the_command_says_what_is_not_the_recipe_s_own(name: str, about: dict[str, object], said: str) -> None:
+    common = {
+        "task": "queens8",
+        "problems": 256,
+        "several answers": 9,
+        "training steps": 15_000,
+        "training seed": 0,
+    }
+    assert command(name, common | about) == said

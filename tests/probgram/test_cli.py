@@ -332,11 +332,16 @@ def test_info_prints_a_path_as_it_is(trained, tmp_path):
     assert path.name in probgram("info", path.name).stdout
 
 
-def test_info_counts_the_parameters_that_load():
-    from probgram.checkpoint import load_chain
+def test_info_counts_parameters_and_not_the_fixed_draws_beside_them(tmp_path):
+    from probgram.checkpoint import load_chain, save_chain
+    from probgram.models import LoopedFlow
 
-    content = parsed(probgram("info", "queens8", "--json"))
-    assert content["parameters"] == sum(value.numel() for value in load_chain("queens8").state_dict().values())
+    flow = save_chain(
+        tmp_path / "flow.safetensors", LoopedFlow.for_task(tasks.Queens(4), dim=16, hidden=16, heads=2)
+    )
+    for weights in ("queens8", "pointers-looped", flow):
+        content = parsed(probgram("info", weights, "--json"))
+        assert content["parameters"] == sum(value.numel() for value in load_chain(weights).parameters())
 
 
 @pytest.mark.parametrize(
