@@ -51,13 +51,20 @@ GOALS = (
 
 
 def family(measured: Sequence[dict[str, Any]]) -> str:
-    """The reasoners' table, and how long each training took."""
+    """The reasoners' table, how long each training took, and what noise was chosen."""
     minutes: dict[str, list[str]] = {}
+    sigmas: dict[str, list[str]] = {}
     for result in measured:
         minutes.setdefault(result["model"], []).append(f"{result['minutes']:.1f}" if result["minutes"] else "–")
-    taken = "; ".join(f"{name} {', '.join(values)}" for name, values in minutes.items())
+        for name, row in result["rows"].items():
+            if "sigma" in row:
+                sigmas.setdefault(name, []).append(str(row["sigma"]))
+    taken, noise = (
+        "; ".join(f"{name} {', '.join(values)}" for name, values in said.items()) for said in (minutes, sigmas)
+    )
     after = f"Minutes of training, seed by seed, on one thread of a machine that did other work beside: {taken}."
-    return f"{FAMILY}{table(measured)}\n\n{after} –: not recorded."
+    chosen = f" Noise chosen, seed by seed: {noise}." if sigmas else ""
+    return f"{FAMILY}{table(measured)}\n\n{after} –: not recorded.{chosen}"
 
 
 def goals() -> str:
