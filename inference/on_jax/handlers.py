@@ -395,7 +395,7 @@ def as_key(key: Any) -> Array:
         ValueError: none of these, or a seed of more than 64 bits.
     """
     if isinstance(key, Integral) and not isinstance(key, bool):
-        if not -(2**63) <= key < 2**63:
+        if not -(2**63) <= int(key) < 2**63:
             raise ValueError(f"key must be an integer seed of at most 64 bits, got {key}")
         high, low = divmod(int(key) % 2**64, 2**32)  # without x64 JAX keeps the low word alone
         return jax.random.wrap_key_data(jnp.asarray([high, low], jnp.uint32)) if high else jax.random.key(low)
