@@ -197,6 +197,13 @@ def read_weights(
     if expected is not None and model != expected.__name__:
         raise CheckpointError(f"{path} holds a {model}, not a {expected.__name__}")
     if expected is None and not hasattr(models, model):
+        from probgram import models as on_torch
+
+        if model in on_torch.__all__:
+            raise CheckpointError(
+                f"{path} holds a {model}, which has no twin in JAX: load it with the torch backend, "
+                f"probgram.models.{model}.from_pretrained(path)"
+            )
         raise CheckpointError(
             f"{path} holds a {model}, which is no model of probgram's: load it by its own class, "
             f"{model}.from_pretrained(path)"

@@ -10,6 +10,7 @@ the scan's carry or its outputs. All go outside the plates: they see each site a
 """
 
 import math
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -391,12 +392,13 @@ def as_key(key: Any) -> Array:
     """A typed PRNG key from a seed, a typed key, or a raw one of two words.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or a seed of more than 64 bits.
     """
-    if isinstance(key, bool):
-        raise ValueError(f"key must be an integer seed or a JAX key, got {key!r}")
-    if isinstance(key, int):
-        return jax.random.key(key % 2**32)
+    if isinstance(key, Integral) and not isinstance(key, bool):
+        if not -(2**63) <= int(key) < 2**63:
+            raise ValueError(f"key must be an integer seed of at most 64 bits, got {key}")
+        high, low = divmod(int(key) % 2**64, 2**32)  # without x64 JAX keeps the low word alone
+        return jax.random.wrap_key_data(jnp.asarray([high, low], jnp.uint32)) if high else jax.random.key(low)
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
     if hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.shape == (2,):

@@ -371,7 +371,10 @@ def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | Non
         state, slots = operand
         share = (state.log_normalizer - top).astype(state.log_weights.dtype)
         moving = (state.latent, state.log_psi, state.last, state.log_weights + share, slots)
-        latent, log_psi, last, log_weights, slots = exchange.swap(moving, islands)
+        swapped = exchange.swap(moving, islands)
+        if algorithm.masked:  # the islands of a problem end together, and it keeps its particles
+            swapped = where(jnp.broadcast_to(state.done == 0, slots.shape), swapped, moving)
+        latent, log_psi, last, log_weights, slots = swapped
         log_weights, log_total, ess = reweighed(log_weights, jnp.zeros_like(log_weights))
         state = state._replace(
             latent=latent,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from probgram.inference.on_jax import smc
 from probgram.inference.on_jax.devices import check_mesh, device_mesh, replicated, spread, spread_problems
+from probgram.inference.on_jax.genealogy import mean
 from probgram.inference.on_jax.islands import joint_slots, ring
 from probgram.models.on_jax import LinearGaussian
 
@@ -56,6 +57,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 from probgram.inference.on_jax import smc
 from probgram.inference.on_jax.devices import device_mesh
+from probgram.inference.on_jax.genealogy import mean
 from probgram.inference.on_jax.islands import ring
 from probgram.inference.on_jax.resampling import SCHEMES
 from probgram.inference.on_jax.sampling import sample
@@ -188,6 +190,20 @@ def test_lines_of_islands_that_exchange_follow_particles_through_them():
         assert (before // 64 != slots // 64).mean() > 0.3
     apart = np.concatenate([own[s] - 0.9 * own[s - 1] for s in range(1, 6)])
     assert np.std(np.concatenate(joint)) < 0.85 < np.std(apart)
+
+
+def test_an_exchange_leaves_a_problem_that_has_ended_as_it_is():
+    """States, weights and ancestors, exactly, while the other problem's particles go on crossing."""
+    choices = {"width": 64, "key": 0, "keep": "latents", "islands": 4, "exchange": ring(every=1, share=0.5)}
+    run = smc.run(line(), SERIES[:2], depth=[2, 5], collect={"mean": mean()}, **choices)
+    own, states = np.arange(256), np.asarray(run.states)
+    for t in range(2, 5):
+        np.testing.assert_array_equal(states[t][:, 0], states[1][:, 0])
+        np.testing.assert_array_equal(run.log_weights[t][:, 0], run.log_weights[1][:, 0])
+        np.testing.assert_array_equal(run.ancestors[t][:, 0], own)
+        assert (run.ancestors[t][:, 1] // 64 != own // 64).mean() > 0.3
+    assert (run.ancestors[1][:, 0] // 64 != own // 64).mean() > 0.3  # before its last step it took part
+    np.testing.assert_array_equal(run.collected["mean"][2:, 0], run.collected["mean"][[1] * 3, 0])
 
 
 # -- the mesh -------------------------------------------------------------------------------------------------

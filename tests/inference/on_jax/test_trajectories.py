@@ -234,3 +234,15 @@ print([name for name in ("torch", "pyro", "lightning_fabric") if name in sys.mod
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_numpy_seeds_are_seeds_and_those_of_more_than_32_bits_are_their_own():
+    def word(seed):
+        return jax.random.key_data(as_key(seed)).tolist()
+
+    assert word(np.int64(3)) == word(3) == jax.random.key_data(jax.random.key(3)).tolist()
+    assert seed_of(as_key(2**32 + 1)) == 2**32 + 1
+    assert len({tuple(word(seed)) for seed in (1, 2**32 + 1, -1, 2**32 - 1)}) == 4
+    for wrong in (True, 2**63, 1.0):
+        with pytest.raises(ValueError, match="key must be an integer seed"):
+            as_key(wrong)
