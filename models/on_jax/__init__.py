@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probgram.models.on_jax.state_space import HiddenMarkovSmoother as HiddenMarkovSmoother
     from probgram.models.on_jax.state_space import LinearGaussian as LinearGaussian
     from probgram.models.on_jax.state_space import LinearGaussianSmoother as LinearGaussianSmoother
+    from probgram.models.on_jax.trm import HRM as HRM
     from probgram.models.on_jax.trm import TRM as TRM
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "without": "probgram.models.on_jax.gram",
     "LoopedTransformer": "probgram.models.on_jax.looped",
     "TRM": "probgram.models.on_jax.trm",
+    "HRM": "probgram.models.on_jax.trm",
     "LinearGaussian": "probgram.models.on_jax.state_space",
     "LinearGaussianSmoother": "probgram.models.on_jax.state_space",
     "HiddenMarkov": "probgram.models.on_jax.state_space",

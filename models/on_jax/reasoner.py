@@ -52,6 +52,12 @@ class Proposal(NamedTuple):
     mask: Array | None
 
 
+def body_of(config: ReasonerConfig, key: Array) -> Body:
+    """A network f of the configured sizes."""
+    c = config
+    return Body(c.body, c.length + (1 if c.tasks else 0), c.dim, c.heads, c.blocks, c.hidden, key)
+
+
 class Reasoner(Chain):
     """The parts of this file's first lines; a model adds `propose`.
 
@@ -76,7 +82,7 @@ class Reasoner(Chain):
     def __init__(self, config: ReasonerConfig, key: Array | None = None) -> None:
         c = self.config = config
         keys = jax.random.split(jax.random.key(0) if key is None else key, 6)
-        self.f = Body(c.body, c.length + (1 if c.tasks else 0), c.dim, c.heads, c.blocks, c.hidden, keys[0])
+        self.f = body_of(c, keys[0])
         self.embed = Embedding(c.input_size, c.dim, keys[1])
         self.embed_task = Embedding(c.tasks, c.dim, keys[2]) if c.tasks else None
         self.decode = Linear(c.dim, c.output_size, keys[3])

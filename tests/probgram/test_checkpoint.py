@@ -175,9 +175,9 @@ def test_weights_of_another_model_are_one_sentence(weights):
     rewrite(path, model="Nonsense")
     said = sentence(lambda: checkpoint.load_chain(path))
     assert "holds a Nonsense, which is no model of probgram's: load it by its own class" in said
-    rewrite(path, model="HRM")
+    rewrite(path, model="EqR")
     said = sentence(lambda: checkpoint.read_weights(path, None, ModuleType("on_jax"), "np"))
-    assert "holds a HRM, which has no twin in JAX: load it with the torch backend" in said
+    assert "holds a EqR, which has no twin in JAX: load it with the torch backend" in said
 
 
 def test_missing_and_misshapen_tensors_are_one_sentence(weights):

@@ -107,6 +107,22 @@ print([name for name in ("torch", "pyro", "lightning", "lightning_fabric") if na
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
+def test_training_on_the_command_line_needs_no_torch(tmp_path):
+    words = ("train", "queens5", "--steps", "2", "--head-steps", "1", "--depth", "1", "--batch", "2", "--dim", "16")
+    words += ("--backend", "jax", "--quiet", "--out", str(tmp_path / "w.safetensors"), "--folder", str(tmp_path))
+    code = f"""
+import sys
+from probgram.cli import app
+app({words!r}, standalone_mode=False)
+print([name for name in ("torch", "pyro", "lightning", "lightning_fabric") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert models.GRAM.from_pretrained(tmp_path / "w.safetensors").config.dim == 16
+
+
 def test_the_frontier_is_that_of_torch(weights, tmp_path):
     page = tmp_path / "frontier.html"
     small = ("frontier", weights, *GRID, "--rounds", "1", "--json")

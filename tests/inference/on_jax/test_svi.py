@@ -21,11 +21,12 @@ import torch
 
 from probgram import models, tasks
 from probgram.checkpoint import CheckpointError, read_tensors, save_chain, write_tensors
+from probgram.inference import recipes
 from probgram.inference import svi as torch_svi
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax import svi
 from probgram.inference.on_jax.svi import DivergedError, FitConfig, FitResult, fit, fit_heads
-from probgram.models.on_jax import GRAM, GRAMGuide
+from probgram.models.on_jax import GRAM, HRM, TRM, GRAMGuide, LoopedTransformer
 
 TASK = tasks.Queens(5)
 SIZES = {"dim": 16, "heads": 2, "blocks": 1, "hidden": 24, "transitions": 2, "refinements": 1}
@@ -318,6 +319,25 @@ def test_settings_and_data_that_make_no_sense_are_one_clear_sentence(
     assert message is None or str(caught.value) == message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "choices", "objective"),
+    [
+        (TRM, {}, recipes.deep_supervision(4)),
+        (HRM, {}, recipes.deep_supervision(4)),
+        (LoopedTransformer, {"refinements": None}, recipes.end_to_end()),
+    ],
+)
+def test_chains_without_noise_learn(model: Any, choices: dict[str, Any], objective: ObjectiveConfig) -> None:
+    sizes = {k: v for k, v in (SIZES | choices).items() if v is not None}
+    chain = model.for_task(TASK, **sizes)
+    loss = [
+        line["reconstruction"]
+        for line in fit(chain, None, TASK, 150, objective=objective, lr=5e-3, warm_up=10, **SETTINGS).history
+    ]
+    assert np.mean(loss[-5:]) < 0.75 * loss[0]
+
+
 # -- other processes ------------------------------------------------------------------------------------------
 
 
@@ -342,7 +362,7 @@ from probgram import tasks
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax.devices import device_mesh
 from probgram.inference.on_jax.svi import fit
-from probgram.models.on_jax import GRAM, GRAMGuide
+from probgram.models.on_jax import GRAM, HRM, TRM, GRAMGuide, LoopedTransformer
 chain = GRAM.for_task(tasks.Queens(5), dim=16, heads=2, blocks=1, hidden=24, transitions=2, refinements=1)
 runs = [
     fit(chain, GRAMGuide(chain), tasks.Queens(5), 20, objective=ObjectiveConfig(depth=4, settle=0.0), batch=16,

@@ -28,6 +28,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "GRAM without its mean": ("GRAM", SIZES | dict(refinements=1, transitions=1, mean=False)),
     "GRAM without noise": ("GRAM", SIZES | dict(refinements=1, transitions=1, noise=False)),
     "TRM": ("TRM", SIZES | dict(refinements=2, transitions=1)),
+    "HRM": ("HRM", SIZES | dict(refinements=2, transitions=2)),
     "looped": ("LoopedTransformer", SIZES | dict(transitions=2)),
 }
 
