@@ -6,6 +6,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.docs-installed
 
+# Those that need no data, no weights but the shipped ones and no training of hours.
+BENCHMARKS := agreement backends confidence filter foresight gold_posterior latency program_overhead saving
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow notebooks lint docs bench train-queens8 clean
 
@@ -32,12 +35,10 @@ lint: $(INSTALLED) ## ruff (lint and format) and mypy
 docs: $(DOCS_INSTALLED) ## build the documentation into site/, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(INSTALLED) ## every benchmark that is a script, one after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do \
-		if grep -qs '__name__ == "__main__"' "$$file"; then \
-			echo "== $$file"; \
-			$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; \
-		fi; \
+bench: $(INSTALLED) ## the benchmarks of shipped weights, then docs/results.md; benchmarks/README.md has the others
+	@set -e; for name in $(BENCHMARKS) "frontiers queens8 pointers" results; do \
+		echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name; \
 	done
 
 train-queens8: $(INSTALLED) ## train the eight-queens model from nothing

@@ -14,6 +14,7 @@ from benchmarks import sudoku9
 from benchmarks.reasoners import read, table
 from benchmarks.trainings import RECIPES
 from probgram.checkpoint import write_bytes
+from probgram.inference.verdict import Verdict
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "results.md"
 
@@ -144,8 +145,10 @@ def trained(path: Path) -> str:
 def measured_frontier(path: Path) -> str:
     """A frontier's verdict, picture and table."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    name = path.stem
-    verdict = "\n".join(f"* {line}" for line in found["verdict"].splitlines())
+    name, text = path.stem, found["verdict"]
+    for written in found["verdicts"].values():  # today's words for the figures that were measured
+        text = text.replace(written["text"], str(Verdict.from_dict(written)))
+    verdict = "\n".join(f"* {line}" for line in text.splitlines())
     picture = f"![Depth and width of {name}](frontier_{name}.png)"
     parts = [
         f"## Depth or width: {name}",

@@ -49,6 +49,7 @@ def evaluate(
 
     Raises:
         ValueError: no seeds, or an unknown split.
+        UnknownAnswers: the task can neither verify answers nor tell them (`Digits`).
     """
 
     def draw(x: Any, seed: int) -> Trajectories:

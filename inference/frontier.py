@@ -230,6 +230,22 @@ class Frontier:
         lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
         return "\n".join([self._about(), "", *lines])
 
+    def grids(self) -> str:
+        """What the verdict is read from as Markdown, a table a measure, depths by widths: it fits a terminal.
+
+        Means over seeds; latency comes last, where it was timed. `table` has every score, cost and spread.
+        """
+        named = {self._label(name): (self.mean(name), ".3f") for name in self.measures.values()}
+        if self.seconds is not None:
+            named["ms"] = (1000 * np.median(self.seconds, 0), ".1f")
+        parts = [self._about()]
+        for name, (values, shape) in named.items():
+            header = [f"{name}, depth", *(f"width {self.widths[0]}", *map(str, self.widths[1:]))]
+            rows = [[str(d), *(f"{v:{shape}}" for v in row)] for d, row in zip(self.depths, values, strict=True)]
+            ruler = ["---", *["---:"] * len(self.widths)]
+            parts.append("\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows)))
+        return "\n\n".join(parts)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything but the scores of single problems, as plain values for JSON."""
         latency = None if self.seconds is None else np.median(self.seconds, 0).tolist()
@@ -356,6 +372,7 @@ def frontier(
 
     Raises:
         ValueError: no seeds, an axis with fewer than two sizes or sizes below 1, no rule, no such split or measure.
+        UnknownAnswers: the task can neither verify answers nor tell them (`Digits`).
     """
     grid = {"depths": _sizes(depths, "depths"), "widths": _sizes(widths, "widths")}
     if not seeds:

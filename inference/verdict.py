@@ -63,7 +63,7 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         """As "38% [31, 45]"."""
         if np.isnan(self.share):
-            return "nothing, none being missing"
+            return "nothing"
         ends = "no interval" if np.isnan(self.low) else f"{100 * self.low:.0f}, {100 * self.high:.0f}"
         return f"{100 * self.share:.0f}% [{ends}]"
 
@@ -114,6 +114,8 @@ class Verdict:
             sentences.append(
                 f"A doubling of depth removes {self.depth} of what is missing, a doubling of width {self.width}."
             )
+            before = [name for name in ("depth", "width") if np.isnan(getattr(self, name).share)]
+            sentences += [f"Before the last doubling of {name} nothing is missing." for name in before]
             harm = [name for name in ("depth", "width") if getattr(self, name).high < 0]
             sentences += [f"More {name} does harm." for name in harm]
             first = next((d for d, g in zip(self.depths, self.width_at_depth, strict=True) if self._pays(g)), None)
@@ -127,6 +129,9 @@ class Verdict:
             if self.cheapest in (None, (self.depths[-1], self.widths[-1])):
                 return "nothing more is needed."
             return "nothing more is needed, already at depth {} and width {}.".format(*self.cheapest)
+        if any(np.isnan(gain.share) or gain.high < 0 for gain in (self.last_depth, self.last_width)):
+            ends = (("depth", self.last_depth, self.depths[-2]), ("width", self.last_width, self.widths[-2]))
+            return ", ".join(self._end(*end) for end in ends) + "."
         last = f"the last doubling of depth removed {self.last_depth}, of width {self.last_width}"
         return {
             "both": f"more of both still pays; {last}.",
@@ -135,6 +140,16 @@ class Verdict:
             "neither: train more": f"neither pays any more, train more; {last}.",
             "undecided": f"{self.problems} problems cannot tell what still pays; {last}.",
         }[self.corner]
+
+    def _end(self, name: str, gain: Gain, before: int) -> str:
+        """What the last doubling of one axis did, from the size `before`."""
+        if np.isnan(gain.share):
+            return f"at {name} {before} nothing was missing"
+        if gain.high < 0:
+            more = Gain(-gain.share, -gain.high, -gain.low)
+            return f"more {name} does harm (the last doubling added {more} to what {name} {before} leaves missing)"
+        said = {"yes": "still pays", "no": "pays nothing", "unclear": f"may pay or not on {self.problems} problems"}
+        return f"more {name} {said[gain.helps(self.least)]} (the last doubling removed {gain})"
 
     def _unclear(self) -> str:
         unclear = [name for name in ("depth", "width") if getattr(self, name).helps(self.least) == "unclear"]
@@ -147,6 +162,11 @@ class Verdict:
         """Plain values, for JSON: gains as share, low, high, None where there is none."""
         plain = {name: _plain(value) for name, value in vars(self).items()}
         return plain | {"text": str(self)}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "Verdict":
+        """The verdict that `as_dict` wrote; its text is made anew from the figures."""
+        return cls(**{name: _read(value) for name, value in plain.items() if name != "text"})
 
 
 def judge(
@@ -265,3 +285,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _read(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, dict):
+        return Gain(*(np.nan if value[name] is None else value[name] for name in Gain._fields))
+    return tuple(map(_read, value)) if isinstance(value, list) else value

@@ -55,6 +55,7 @@ def evaluate(
 
     Raises:
         ValueError: no seeds, or an unknown split.
+        UnknownAnswers: the task can neither verify answers nor tell them (`Digits`).
     """
     rows = max(1, figures.BATCH // width)
 

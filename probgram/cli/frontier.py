@@ -1,7 +1,7 @@
 """`probgram frontier`: whether more depth or more width would help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,13 @@ def frontier(
     by: Annotated[
         str, typer.Option(help="What decides: selected, pass_at_n (where answers can be verified) or coverage.")
     ] = "selected",
+    transitions: Annotated[
+        int | None, typer.Option(min=1, help="Make so many transitions a depth step. Default: the weights' own.")
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Gaussian noise on the state before every depth step, of this standard deviation."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Timings of every cell; 0 leaves latency out.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write verdict, picture and table as one HTML file.")] = None,
     backend: Backend = "torch",
@@ -47,6 +54,9 @@ def frontier(
 
     `probgram frontier queens8 --depths 1,2,4 --widths 1,4,16 --problems 32 --by coverage --json`
 
+    `probgram frontier pointers-looped --transitions 1 --noise 0.1`  a looped network, whose depth step is all its
+    loops: depth counts loops, and noise makes the trajectories of a deterministic chain differ
+
     `probgram frontier queens8 --backend jax --rounds 0`  with timings JAX compiles every cell of the grid
     """
     from probgram.inference.frontier import frontier as measure
@@ -57,7 +67,10 @@ def frontier(
     chain = chain_from(weights, device, backend)
     family = task_of(chain) if task is None else task_from(task)
     check_data(chain, family)
+    chain = _changed(chain, transitions, noise, backend)
     found = measure(chain, family, **grid, problems=problems, split=split, by=by, rounds=rounds)  # type: ignore[arg-type]
+    found.about.update({"transitions": transitions} if transitions else {})
+    found.about.update({"noise": noise} if noise else {})
     if out is not None:
         import matplotlib
 
@@ -70,5 +83,18 @@ def frontier(
         from rich.markdown import Markdown
 
         console = Console()
-        console.print(Markdown(found.table()))
+        console.print(Markdown(found.grids()))
         console.print(found.verdict, markup=False, emoji=False, highlight=False)
+
+
+def _changed(chain: Any, transitions: int | None, noise: float | None, backend: str) -> Any:
+    """The chain with other depth steps, and in noise (PTRM)."""
+    if backend != "torch" and (transitions, noise) != (None, None):
+        raise ValueError("--transitions and --noise are PyTorch's: leave out --backend")
+    if transitions is not None:
+        chain.transitions = transitions
+    if noise is None:
+        return chain
+    from probgram.models import Perturbed
+
+    return Perturbed(chain, noise, on=("h", "l")[: getattr(chain, "levels", 1)])

@@ -83,6 +83,8 @@ def solve(
 
     `probgram solve queens8 --board "0 2 . . . . . ." --abstain-below 0.9`  no answer where it is not sure
 
+    `probgram solve queens8-blank`  boards from nothing: a task with one problem, the blank one, needs none
+
     `probgram solve queens8 --board "0 . . . . . . ." --report run.html`  a page to look into the run
 
     `probgram solve queens8 --board "0 . . . . . . ." --backend jax`  the same network in JAX
@@ -91,9 +93,11 @@ def solve(
     """
     if board is not None and file is not None:
         raise ValueError("a problem is needed once: --board TEXT or --file PATH, not both")
-    texts = [board] if board is not None else list(_problems(file))
     chain = chain_from(weights, device, backend)
     family = task_of(chain) if task is None else task_from(task)
+    if board is None and file is None and _reads_blank(family):
+        board = ""
+    texts = [board] if board is not None else list(_problems(file))
     from probgram.solve import solve as answer
     from probgram.solve import usual_depth
 
@@ -123,6 +127,15 @@ def solve(
             _show(solution)
     if not all(solution.accepted() for solution in solutions):
         raise typer.Exit(1)
+
+
+def _reads_blank(task: "Task") -> bool:
+    """Whether a task has the blank problem, so that none need be given."""
+    try:
+        task.encode("")
+    except ValueError:
+        return False
+    return True
 
 
 def _problems(file: Path | None) -> Iterator[str]:

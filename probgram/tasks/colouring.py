@@ -63,6 +63,7 @@ class Colouring:
         split: SplitRule = "orbit",
         seed: int = 0,
     ) -> None:
+        self.fewer = train is None and test is None  # where there are not so many
         published = PUBLISHED.get(n, (10_000, 200))
         train, test = (p if given is None else given for p, given in zip(published, (train, test), strict=True))
         check_whole(3, n=n)
@@ -207,7 +208,7 @@ class Colouring:
     @cached_property
     def problems(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Training and test graphs in the "vertices" encoding, `[train, n]` and `[test, n]`."""
-        return drawn_apart(self._draw, self._kind, self.train, self.test, self.seed, self.name)
+        return drawn_apart(self._draw, self._kind, self.train, self.test, self.seed, self.name, self.fewer)
 
     def _kind(self, graph: NDArray[np.int64]) -> NDArray[Any]:
         if self.split == "input":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Problems = NDArray[np.int64]
+HELD_OUT = 0.15  # share of the problems that are test ones where there are fewer than usual
 PATIENCE = 100  # batches of draws in vain after which no more different problems are expected
 
 
@@ -18,6 +19,7 @@ def drawn_apart(
     test: int,
     seed: int,
     name: str,
+    fewer: bool = False,
 ) -> tuple[Problems, Problems]:
     """Draw training and test problems, all different, no kind on both sides.
 
@@ -28,22 +30,33 @@ def drawn_apart(
         test: how many test problems.
         seed: of the draws, and of which kinds are held out.
         name: of the task, for messages.
+        fewer: where so many different problems do not turn up, all that do, of which 15% are held out.
 
     Returns:
         `[train, L]` and `[test, L]`.
 
     Raises:
-        ValueError: so many different problems did not turn up.
+        ValueError: so many different problems did not turn up; with `fewer`, none are left to train on.
     """
     rng, count = np.random.default_rng(seed), train + test
     pool = draw(rng, count)
     while True:
-        pool = _extended(pool, draw, rng, count, name)
+        pool = _extended(pool, draw, rng, count)
+        few = len(pool) < count
+        if few and not fewer:
+            raise ValueError(
+                f"train and test must be at most as many problems as {name} has, of which {len(pool)} turned up, "
+                f"got {count} together"
+            )
+        if few:
+            test = min(test, max(1, round(HELD_OUT * len(pool))))
         _, kinds, size = np.unique(kind(pool), return_inverse=True, return_counts=True)
         order = np.random.default_rng([seed, 1]).permutation(len(size))
         held_out = np.isin(kinds, order[: np.searchsorted(size[order].cumsum(), test) + 1])
+        if few and held_out.all():
+            raise ValueError(f"of {len(pool)} problems of {name} none are left to train on when some are held out")
         missing = train - int((~held_out).sum())
-        if missing <= 0:
+        if missing <= 0 or few:
             return pool[~held_out][:train], pool[held_out][:test]
         count = len(pool) + missing  # the last kind held out had more problems than were needed
 
@@ -53,9 +66,8 @@ def _extended(
     draw: Callable[[np.random.Generator, int], Problems],
     rng: np.random.Generator,
     count: int,
-    name: str,
 ) -> Problems:
-    """The different rows of `pool` in the order in which they came, and as many more as make them `count`."""
+    """The different rows of `pool` as they came, and as many more as make them `count`, or as turn up."""
     rounds_in_vain, found = 0, 0
     while rounds_in_vain < PATIENCE:
         pool = pool[np.sort(np.unique(pool, axis=0, return_index=True)[1])]
@@ -66,10 +78,7 @@ def _extended(
         found = len(pool)
         rows = count // 8 + 8 if rounds_in_vain else max(2 * missing, count // 8 + 8)
         pool = np.concatenate([pool, draw(rng, rows)])
-    raise ValueError(
-        f"train and test must be at most as many problems as {name} has, of which {found} turned up, got {count} "
-        "together"
-    )
+    return pool[np.sort(np.unique(pool, axis=0, return_index=True)[1])]
 
 
 def named_arguments(pattern: str, name: str) -> dict[str, Any] | None:

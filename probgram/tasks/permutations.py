@@ -31,8 +31,9 @@ class Permutations(SingleAnswer):
         targets: "last", every token of the answer is the product of the whole word; "every", token i is the product
             of factors 0 to i. The latter teaches short words on the way to long ones.
         elements: how many elements are permuted, 2 to 6; below 5 the group is solvable, and shallow circuits do.
-        train: training words.
-        test: held-out words, none of them a training word.
+        train: training words; None: 20,000.
+        test: held-out words, none of them a training word; None: 1,000. With neither given, where
+            there are fewer, all there are, 15% of them held out.
         seed: of the words.
 
     Raises:
@@ -46,8 +47,8 @@ class Permutations(SingleAnswer):
         length: int = 16,
         targets: Targets = "last",
         elements: int = 5,
-        train: int = 20_000,
-        test: int = 1_000,
+        train: int | None = None,
+        test: int | None = None,
         seed: int = 0,
     ) -> None:
         check_whole(length=length)

@@ -34,8 +34,9 @@ class Pointers(SingleAnswer):
             leads, and the last hop where there are fewer than n. The latter teaches few hops on the way to many. A
             guess of the former is right once in n, so pass@N says little unless n is far above N.
         maps: f is drawn from "any" maps, whose ways soon end in a short cycle, or from permutations.
-        train: training problems.
-        test: held-out problems, none of them a training problem.
+        train: training problems; None: 20,000.
+        test: held-out problems, none of them a training problem; None: 1,000. With neither given, where
+            there are fewer, all there are, 15% of them held out.
         seed: of the problems.
 
     Raises:
@@ -50,8 +51,8 @@ class Pointers(SingleAnswer):
         hops: int = 8,
         targets: Targets = "last",
         maps: Maps = "any",
-        train: int = 20_000,
-        test: int = 1_000,
+        train: int | None = None,
+        test: int | None = None,
         seed: int = 0,
     ) -> None:
         check_whole(2, n=n)

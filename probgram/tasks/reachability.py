@@ -40,8 +40,9 @@ class Reachability(SingleAnswer):
             token i is the distance from the start to vertex i, n where there is none. A guess of the former is
             right half the time, so judge it by one draw or by the vote, not by pass@N.
         degree: mean number of neighbours of a vertex in the graphs (Erdős–Rényi) that problems are picked from.
-        train: training problems.
-        test: held-out problems, none of them a training problem.
+        train: training problems; None: 20,000.
+        test: held-out problems, none of them a training problem; None: 1,000. With neither given, where
+            there are fewer, all there are, 15% of them held out.
         seed: of the problems.
 
     Raises:
@@ -58,8 +59,8 @@ class Reachability(SingleAnswer):
         longest: int = 6,
         targets: Targets = "last",
         degree: float = 1.5,
-        train: int = 20_000,
-        test: int = 1_000,
+        train: int | None = None,
+        test: int | None = None,
         seed: int = 0,
     ) -> None:
         check_whole(4, n=n)
@@ -101,7 +102,7 @@ class Reachability(SingleAnswer):
         for i, (steps, joined) in enumerate(classes):
             train, test = ((size + len(classes) - 1 - i) // len(classes) for size in (self.train, self.test))
             name = f"{self.name} ({'a path' if joined else 'no path'}, {steps} steps)"
-            found = drawn_apart(self._pick(steps, joined), self.kind, train, test, self.seed + i, name)
+            found = drawn_apart(self._pick(steps, joined), self.kind, train, test, self.seed + i, name, self.fewer)
             for part, rows in zip(parts, found, strict=True):
                 part.append(rows)
         rng = np.random.default_rng(self.seed)

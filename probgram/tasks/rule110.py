@@ -25,8 +25,9 @@ class Rule110(SingleAnswer):
     Args:
         width: cells of the ring, from 3 to 62, which is L.
         steps: how many steps later, which is the difficulty.
-        train: training rows.
-        test: held-out rows, none of them a rotation of a training row.
+        train: training rows; None: 20,000.
+        test: held-out rows, none of them a rotation of a training row; None: 1,000. With neither given, where
+            there are fewer, all there are, 15% of them held out.
         seed: of the rows.
 
     Raises:
@@ -37,7 +38,7 @@ class Rule110(SingleAnswer):
     split = "orbit"
 
     def __init__(
-        self, width: int = 16, steps: int = 8, train: int = 20_000, test: int = 1_000, seed: int = 0
+        self, width: int = 16, steps: int = 8, train: int | None = None, test: int | None = None, seed: int = 0
     ) -> None:
         check_whole(3, width=width)
         check_whole(steps=steps)

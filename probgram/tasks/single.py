@@ -23,8 +23,9 @@ class SingleAnswer:
         length: L, tokens of x and of y.
         input_size: number of different tokens in x.
         output_size: number of different tokens in y.
-        train: training problems.
-        test: held-out problems, none of which is a training problem.
+        train: training problems; None: 20,000.
+        test: held-out problems, none of which is a training problem; None: 1,000. With neither given, a family of
+            fewer problems has all of them, 15% held out.
         seed: of the draws.
 
     Raises:
@@ -37,8 +38,17 @@ class SingleAnswer:
     knows_answers: ClassVar[bool] = True  # it verifies by comparing with `answer`
 
     def __init__(
-        self, name: str, length: int, input_size: int, output_size: int, train: int, test: int, seed: int
+        self,
+        name: str,
+        length: int,
+        input_size: int,
+        output_size: int,
+        train: int | None,
+        test: int | None,
+        seed: int,
     ) -> None:
+        self.fewer = train is None and test is None  # where there are not so many
+        train, test = 20_000 if train is None else train, 1_000 if test is None else test
         check_whole(train=train, test=test)
         self.name, self.length, self.input_size, self.output_size = name, length, input_size, output_size
         self.train, self.test, self.seed = train, test, seed
@@ -64,7 +74,8 @@ class SingleAnswer:
 
     def __repr__(self) -> str:
         arguments = "".join(f"{key}={value!r}, " for key, value in self.about.items())
-        return f"{type(self).__name__}({arguments}train={self.train}, test={self.test}, seed={self.seed})"
+        sizes = "" if self.fewer else f"train={self.train}, test={self.test}, "
+        return f"{type(self).__name__}({arguments}{sizes}seed={self.seed})"
 
     def answer(self, x: Problems) -> NDArray[np.int64]:
         """The right answer to each problem, `[..., L]` to `[..., L]`."""
@@ -163,4 +174,4 @@ class SingleAnswer:
     @cached_property
     def problems(self) -> tuple[Problems, Problems]:
         """Training and test problems, `[train, L]` and `[test, L]`."""
-        return drawn_apart(self.draw, self.kind, self.train, self.test, self.seed, self.name)
+        return drawn_apart(self.draw, self.kind, self.train, self.test, self.seed, self.name, self.fewer)

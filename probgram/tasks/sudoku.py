@@ -60,7 +60,7 @@ class Sudoku:
         problems: how many boards are made (equal ones are merged), or drawn from the data; None: all of the
             data, 5,000 made 4x4 boards or 1,000 made larger ones.
         clues: given cells of the boards that are made, a number or the least and the most; None: 3 to 7 of a 4x4
-            board, 35 to 45% of a larger one.
+            board, 35 to 45% of a larger one, 50 to 60% above 16x16.
         unique: every board has one answer, which is checked; False: those with more than 1,000 are left out.
             None: False for 4x4 boards that are made, else True.
         reveal: in `augment`, up to so large a share of a board's blanks is filled, a uniform draw a board: easier
@@ -107,7 +107,8 @@ class Sudoku:
         self.unique = (data is not None or self.n > 4) if unique is None else unique
         self.length, self.input_size, self.output_size = self.n**2, self.n + 1, self.n + 1
         self.name = f"sudoku{self.n}" if sides[0] == sides[1] else f"sudoku{sides[0]}x{sides[1]}"
-        low, high = (3, 7) if self.n == 4 else (round(0.35 * self.length), round(0.45 * self.length))
+        least, most = (0.35, 0.45) if self.n <= 16 else (0.5, 0.6)  # fewer take minutes a board to be made
+        low, high = (3, 7) if self.n == 4 else (round(least * self.length), round(most * self.length))
         self.clue_range = self._read_clues((low, high) if clues is None else clues)
 
     @classmethod
@@ -239,7 +240,9 @@ class Sudoku:
     def generate(
         self, count: int, clues: int | tuple[int, int] | None = None, unique: bool = True, seed: int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Make boards from random grids.
+        """Make boards from random grids: about a second for one of 16x16, ten for one of 25x25.
+
+        With one solution and fewer clues than half the cells, one of 25x25 takes minutes.
 
         Args:
             count: P, how many.

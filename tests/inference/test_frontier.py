@@ -18,7 +18,7 @@ from probgram import Chain, metrics
 from probgram.inference import frontier, sample, vote
 from probgram.inference.cost import multiply_adds
 from probgram.inference.timing import interleaved
-from probgram.inference.verdict import Gain, gain, judge
+from probgram.inference.verdict import Gain, Verdict, gain, judge
 from probgram.models import GRAM
 from probgram.tasks import UnknownAnswers
 
@@ -277,6 +277,41 @@ def test_harm_is_no_help():
     found = judge(scores, (1, 2), (1, 2))
     assert found.depth.high < 0 and found.kind == "neither: train more"
     assert "More depth does harm." in str(found) and "More width does harm" not in str(found)
+
+
+def test_harm_of_the_last_doubling_is_said_at_the_corner():
+    """Depth pays over the grid, the last doubling of it does harm, and width goes on to pay."""
+    scores = np.zeros((4, 3, 100))
+    scores[1] = np.linspace(0.4, 0.6, 100)
+    scores[2] = 0.9
+    scores[3] = np.array([0.2, 0.4, 0.6])[:, None] + np.linspace(-0.1, 0.1, 100)
+    found = judge(scores, (1, 2, 4, 8), (1, 2, 4))
+    assert found.corner == "width-bound" and found.last_depth.high < 0
+    corner = str(found).partition("the score is 0.600: ")[2]
+    share, low, high = (round(-100 * figure) for figure in (found.last_depth.share, *found.last_depth[:0:-1]))
+    harm = f"more depth does harm (the last doubling added {share}% [{low}, {high}] to what depth 4 leaves missing)"
+    assert corner == f"{harm}, more width still pays (the last doubling removed {found.last_width})."
+    assert (share, low < share < high) == (300, True)
+    flat = judge(scores[:, [2, 2]], (1, 2, 4, 8), (1, 2))
+    assert flat.corner == "neither: train more" and "train more;" not in str(flat)
+    assert "more depth does harm" in str(flat) and "more width pays nothing" in str(flat)
+
+
+def test_where_nothing_was_missing_before_the_last_doubling_it_is_said_plainly():
+    scores = np.ones((2, 2, 200))
+    scores[1, :, :80] = 0
+    found = judge(scores, (1, 2), (1, 2))
+    assert "A doubling of depth removes nothing of what is missing" in str(found)
+    assert "Before the last doubling of depth nothing is missing." in str(found)
+    assert "the score is 0.600: at depth 1 nothing was missing, more width pays nothing" in str(found)
+
+
+def test_a_verdict_comes_back_from_its_plain_values():
+    scores = np.ones((2, 2, 50))
+    scores[0, 0] = 0
+    found = judge(scores, (1, 2), (1, 2))
+    read = Verdict.from_dict(json.loads(json.dumps(found.as_dict())))
+    assert str(read) == str(found) and read.as_dict() == found.as_dict()
 
 
 # -- gains ------------------------------------------------------------------------------------------------------

@@ -430,6 +430,25 @@ def test_the_frontier_is_printed_with_its_verdict_and_written_as_a_page():
     assert (quiet.exit_code, quiet.output) == (0, "")
 
 
+def test_no_cell_of_the_frontier_is_cut_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = ["--depths", "1,2", "--widths", "1,2,4,8,16,32", "--seeds", "0", "--problems", 2, "--rounds", 0]
+    result = probgram("frontier", "queens8", *wide)
+    assert result.exit_code == 0 and "…" not in result.stdout, result.stdout
+    row = next(line for line in result.stdout.splitlines() if re.match(r" 2 +\d\.", line))
+    assert all(re.fullmatch(r"\d\.\d{3}", word) for word in row.split()[1:]) and len(row.split()) == 7
+
+
+def test_depth_of_a_looped_network_counts_loops_in_noise():
+    looped = ["frontier", "pointers-looped", "--transitions", 1, "--seeds", "0", "--problems", 4, "--rounds", 0]
+    content = parsed(probgram(*looped, "--noise", 0.5, "--depths", "1,8", "--widths", "1,2", "--json"))
+    assert content["about"]["transitions"] == 1 and content["about"]["noise"] == 0.5
+    one, eight = (work[0] for work in content["multiply_adds"])
+    assert 4 * one < eight < 8 * one + 1  # a step is one loop, not eight
+    assert "--transitions and --noise are PyTorch's" in complaint(probgram(*looped, "--backend", "jax"))
+    assert "sigma must be above 0, got 0.0" in complaint(probgram(*looped, "--noise", 0))
+
+
 def test_the_frontier_as_json_names_its_schema_and_holds_every_cell():
     content = parsed(probgram("frontier", "queens8", *GRID, "--by", "pass_at_n", "--json"))
     assert content["schema"] == "probgram.frontier/1"
@@ -461,6 +480,12 @@ def test_weights_of_a_task_that_is_not_built_in_ask_for_it(command, trained):
     said = complaint(probgram(*command, trained[0], *SMALL))
     assert said.startswith("--task must be given: the weights were trained on 'pairs:backwards'")
     assert "module:Task or data.npz" in said
+
+
+def test_a_task_with_the_blank_problem_alone_needs_none():
+    result = probgram("solve", "queens8-blank", *SMALL, "--json")
+    assert len(parsed(result)["problems"]) == 1
+    assert "holds no problem" in complaint(probgram("solve", "queens8", *SMALL))
 
 
 def test_problems_of_an_archive_are_solved(trained):

@@ -86,4 +86,4 @@ def test_bad_arguments_are_one_clear_sentence(arguments, message):
 
 def test_more_words_than_there_are_is_one_clear_sentence():
     with pytest.raises(ValueError, match="at most as many problems as permutations1 has, of which 120 turned up"):
-        tasks.Permutations(1).examples("train")
+        tasks.Permutations(1, train=20_000, test=1_000).examples("train")

@@ -87,4 +87,4 @@ def test_bad_arguments_are_one_clear_sentence(arguments, message):
 
 def test_more_rows_than_there_are_is_one_clear_sentence():
     with pytest.raises(ValueError, match="of which 32 turned up"):
-        tasks.Rule110(5).examples("test")
+        tasks.Rule110(5, train=20_000, test=1_000).examples("test")

@@ -622,3 +622,10 @@ def test_revealing_fills_only_blanks_on_which_all_answers_agree():
     assert abs(share - 0.5) < 4 * np.sqrt(1 / 12 / 400 + 0.25 / agreed.sum())  # false alarms: 1 in 16,000
     with pytest.raises(ValueError, match="reveal must be from 0 to 1, got 2"):
         tasks.Sudoku(2, reveal=2)
+
+
+@pytest.mark.slow
+def test_boards_of_25_rows_are_made():
+    task = tasks.Sudoku(5)
+    x, y = task.generate(1)
+    assert task.verify(x, y).all() and 312 <= task.clues(x)[0] <= 375 and task.count(x[0], 2) == 1
