@@ -37,15 +37,16 @@ problems with several answers.
 """
 
 
-# What was hoped for: weights, figure, value, and whether that is a share of what uniform draws reach.
+# What was hoped for: weights, figure, value, and whether that is a share of what uniform draws reach. Conflicts of
+# the most frequent colouring, summed over graphs, are the published measure; not counted, it must be right.
 GOALS = (
     ("queens8", "valid", 0.999, False),
     ("queens8", "coverage_macro_all", 0.99, False),
     ("queens10", "valid", 0.99, False),
     ("queens10", "coverage_macro_all", 0.95, False),
-    ("colouring8", "valid", 1.0, False),
+    ("colouring8", "conflicts_vote", 0.0, False),
     ("colouring8", "coverage_macro_all", 0.97, True),
-    ("colouring10", "valid", 1.0, False),
+    ("colouring10", "selected_vote", 1.0, False),
     ("colouring10", "coverage_macro_all", 0.95, True),
     ("queens8-blank", "coverage_macro_all", 1.0, False),
 )
@@ -80,11 +81,13 @@ def goals() -> str:
         if not path.exists():
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
-        mean, uniform = float(np.mean(report["figures"][figure])), report["limits"]["uniform"][figure]
+        mean, uniform = float(np.mean(report["figures"][figure])), report["limits"]["uniform"].get(figure)
         least = goal * uniform if share else goal
         asked = f"{goal:.0%} of uniform, {least:.4f}" if share else f"{goal:g}"
-        said = "reached" if round(mean, 4) >= round(least, 4) else "missed"
-        lines.append(f"| {name} | {figure.replace('_', ' ')} | {asked} | {mean:.4f} | {uniform:.4f} | {said} |")
+        over = round(mean, 4) - round(least, 4)
+        said = "reached" if (over <= 0 if figure.startswith("conflicts") else over >= 0) else "missed"
+        limit = "–" if uniform is None else f"{uniform:.4f}"
+        lines.append(f"| {name} | {figure.replace('_', ' ')} | {asked} | {mean:.4f} | {limit} | {said} |")
     path = RESULTS / "queens8-blank.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))["about"]["uniformity"]
