@@ -254,9 +254,9 @@ def too_far(found: dict[str, dict[str, float]], dtype: str) -> list[str]:
 
 def compared(name: str | Path, x: np.ndarray, y: np.ndarray, dtype: str, depth: int = STEPS) -> Any:
     """`largest` of a file in "float32", "float64" or `WIDE`."""
-    wide = dtype == WIDE
-    with jax.enable_x64(wide or dtype == "float64"):
-        return largest(steps(load(name, dtype.split(",")[0]), x, y, dtype.split(",")[0], depth=depth, wide=wide))
+    wide, kind = dtype == WIDE, dtype.split(",")[0]
+    with jax.enable_x64(wide or kind == "float64"):
+        return largest(steps(load(name, kind), x, y, kind, depth=depth, wide=wide))
 
 
 # -- whole runs -----------------------------------------------------------------------------------------------

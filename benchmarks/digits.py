@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sudoku9 import provenance
+from benchmarks.trainings import provenance
 from probgram import checkpoint, tasks
 from probgram.inference import sample, smc
 from probgram.inference.potentials import likelihood

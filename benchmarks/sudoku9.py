@@ -11,7 +11,6 @@ problems. A row that is there is not measured again, unless the weights or the m
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.trainings import provenance
 from probgram import checkpoint, tasks
 from probgram.inference import best, sample, vote
 from probgram.models import GRAM
@@ -74,13 +74,6 @@ def boards(task: tasks.Sudoku, folder: Path, most: int) -> dict[str, NDArray[np.
         others = others[few(np.arange(len(others)))]
         rows[name] = others[~np.isin(task.orbits(others), trained)]
     return rows
-
-
-def provenance(weights: str) -> dict[str, Any]:
-    """How large a network is and how it was trained, as its file says, and what measures it."""
-    content = checkpoint.describe(weights)
-    trained = {f"training {key}": content["about"].get(key) for key in ("steps", "seed", "minutes")}
-    return {"parameters": content["parameters"]} | trained | {"machine": f"{platform.machine()}, one thread"}
 
 
 def table(found: dict[str, Any]) -> str:

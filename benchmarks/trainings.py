@@ -156,6 +156,13 @@ def seconds(metrics_file: Path) -> float:
     return json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
 
 
+def provenance(weights: str | Path) -> dict[str, Any]:
+    """How large a network is and how it was trained, as its file says, and what measures it."""
+    content = checkpoint.describe(weights)
+    trained = {f"training {key}": content["about"].get(key) for key in ("steps", "seed", "minutes")}
+    return {"parameters": content["parameters"]} | trained | {"machine": f"{platform.machine()}, one thread"}
+
+
 def drawn(chain: Any, guide: Any, task: tasks.Digits, width: int, depth: int) -> Report:
     """What can be said of drawings that nothing verifies: how far they are from the nearest training picture.
 
@@ -212,11 +219,9 @@ def make(
     if isinstance(task, tasks.Generation) and report.mean("valid"):
         draws = sample(chain, task.blank, recipe.width, recipe.depth, seed=0, keep="last").answers[-1, :, 0]
         about["uniformity"] = metrics.uniformity(draws, task.answers)._asdict()
-    checkpoint.save_chain(out / f"{which}.safetensors", chain, guide, about)
-    trained = {"parameters": sum(p.numel() for p in chain.parameters())}
-    trained |= {f"training {key}": about[key] for key in ("steps", "seed", "minutes")}
+    trained = provenance(checkpoint.save_chain(out / f"{which}.safetensors", chain, guide, about))
     trained |= {"uniformity": about["uniformity"]} if "uniformity" in about else {}
-    report = replace(report, about=report.about | trained | {"machine": f"{platform.machine()}, one thread"})
+    report = replace(report, about=report.about | trained)
     checkpoint.write_bytes(RESULTS / f"{which}.json", (report.to_json() + "\n").encode())
     print(f"{which}: {json.dumps(about['figures'])}, {minutes:.1f} minutes", flush=True)
 

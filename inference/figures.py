@@ -117,18 +117,18 @@ def chosen_problems(task: Any, split: str = "test", problems: int | None = None)
 def _one_seed(
     draw: Draw, select: Select, task: Any, x: Any, solutions: metrics.Solutions | None, seed: int, rows: int
 ) -> dict[str, float]:
-    parts, weights, selected, conflicts = [], [], [], 0
+    parts, weights, selected, conflicts = [], [], [], []
     for row in range(0, len(x), rows):
         run = draw(x[row : row + rows], seed)
         chosen = select(run)
         right = {name: task.verify(run.x, answers) for name, answers in chosen.items()}
         if hasattr(task, "conflicts"):
-            conflicts += int(as_array(task.conflicts(run.x, chosen["vote"])).sum())
+            conflicts.append(as_array(task.conflicts(run.x, chosen["vote"])).sum())
         selected.append({name: as_array(values).astype(np.float32) for name, values in right.items()})
         parts.append(as_array(run.answers[-1]))
         weights.append(as_array(run.weights[-1]))
     figures = metrics.summarize(task, x, np.concatenate(parts, 1), solutions, np.concatenate(weights, 1))
     accuracy = {f"selected_{k}": float(np.concatenate([s[k] for s in selected]).mean()) for k in selected[0]}
     first = {k: figures.pop(k) for k in ("valid", "pass_at_n")}
-    published = {"conflicts_vote": float(conflicts)} if hasattr(task, "conflicts") else {}
+    published = {"conflicts_vote": float(np.sum(conflicts))} if conflicts else {}
     return first | accuracy | published | figures
