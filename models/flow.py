@@ -38,10 +38,8 @@ class LoopedFlowConfig(TRMConfig):
     sigma: float = 0.1  # noise of the path, above 0; near 0 it is Euler's method
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be above 0, got {self.sigma}")
+        if self.steps < 1 or not self.sigma > 0:
+            raise ValueError(f"steps must be at least 1 and sigma above 0, got {self.steps} and {self.sigma}")
 
 
 class FlowState(NamedTuple):
@@ -54,15 +52,11 @@ class FlowState(NamedTuple):
 
 
 class FlowProposal(NamedTuple):
-    """What the next path variable is drawn from; u, l, path and expected `[..., L, D]`, share and scale `[...]`."""
+    """The state after the recursion, and what the next path variable is drawn from."""
 
-    u: Tensor
-    l: Tensor
-    path: Tensor
-    times: Tensor
-    expected: Tensor  # e of the prior
-    share: Tensor  # r
-    scale: Tensor  # standard deviation of the path's noise
+    state: FlowState
+    share: Tensor  # r, `[..., 1, 1]`
+    scale: Tensor  # standard deviation of the path's noise, `[..., 1, 1]`
     mask: Tensor | None
 
 
@@ -81,40 +75,32 @@ class LoopedFlow(TRM):
 
     def initial(self, context: Context) -> FlowState:
         """Draw where the path starts, and in training the times."""
-        embedded, steps = context.embedded, self.config.steps
-        path = pyro.sample("path", dist.Normal(torch.zeros_like(embedded), 1.0).to_event(2))
+        path = pyro.sample("path", dist.Normal(torch.zeros_like(context.embedded), 1.0).to_event(2))
+        between = torch.linspace(0, 1, self.config.steps + 1).to(path)[1:-1].expand(*path.shape[:-2], -1)
         if self.training:
-            zeros = embedded.new_zeros(len(embedded), steps - 1)
-            between = pyro.sample("times", dist.Uniform(zeros, 1.0).to_event(1)).sort(-1).values
-            times = F.pad(F.pad(between, (1, 0), value=0.0), (0, 1), value=1.0)
-        else:
-            times = torch.linspace(0, 1, steps + 1).to(embedded).expand(*path.shape[:-2], -1)
+            uniform = dist.Uniform(torch.zeros_like(between), 1.0).to_event(1)
+            between = pyro.sample("times", uniform).sort(-1).values
         h, l = (z.expand_as(path) for z in self.z0)
-        return FlowState(masked(h, context.mask), l, path, times)
+        return FlowState(masked(h, context.mask), l, path, F.pad(F.pad(between, (1, 0)), (0, 1), value=1.0))
 
     def propose(self, state: FlowState, context: Context, t: int) -> FlowProposal:  # type: ignore[override]
-        """Recurse T times on the problem and the path, and say how far the path moves, and where to."""
+        """Recurse T times on the problem and the path, and say how far the path moves."""
         h, l, path, times = state
-        now, then = (times[..., min(n, self.config.steps)] for n in (t, t + 1))
-        clock = now[..., None, None].expand(*path.shape[:-1], 1)
-        e = context.embedded + self.inlet(torch.cat([path, clock], -1))
+        now, then = (times[..., min(n, self.config.steps), None, None] for n in (t, t + 1))
+        problem = context.embedded + self.inlet(torch.cat([path, now.expand(*path.shape[:-1], 1)], -1))
         for _ in range(self.config.transitions):
-            h, l = h.detach(), l.detach()
-            for _ in range(self.config.refinements):
-                l = self.f(l + h + e, context.mask)
-            h = self.f(h + l, context.mask)
+            h, l = self._recurse(h.detach(), l.detach(), problem, context.mask)
         share = torch.where(now < 1, (then - now) / (1 - now).clamp(min=1e-6), 1.0)
         scale = (self.config.sigma * (then - now).sqrt()).clamp(min=1e-4)
-        expected = _aligned(self.readout(Flat(h)).logits.softmax(-1) @ self.codes, path)
-        return FlowProposal(h, l, path, times, expected, share, scale, reached(context.mask, h))
+        return FlowProposal(FlowState(h, l, path, times), share, scale, reached(context.mask, h))
 
     def prior(self, proposal: FlowProposal, t: int) -> dist.TorchDistribution:
         """p(w' | z): towards the answer that the model expects."""
-        return _towards(proposal.expected, proposal)
+        return _towards(self.readout(Flat(proposal.state.h)).logits.softmax(-1) @ self.codes, proposal)
 
     def move(self, proposal: FlowProposal, eps: Tensor) -> FlowState:
         """Take the path on to what was drawn."""
-        return FlowState(masked(proposal.u, proposal.mask), proposal.l, eps, proposal.times)
+        return proposal.state._replace(h=masked(proposal.state.h, proposal.mask), path=eps)
 
 
 class LoopedFlowGuide(Guide):
@@ -136,17 +122,11 @@ class LoopedFlowGuide(Guide):
 
     def posterior(self, proposal: FlowProposal, evidence: Tensor, t: int) -> dist.TorchDistribution:
         """Return q(w' | w, y)."""
-        return _towards(_aligned(evidence, proposal.path), proposal)
+        return _towards(evidence, proposal)
 
 
-def _aligned(codes: Tensor, path: Tensor) -> Tensor:
-    """Codes `[..., L, D]` at the batch dimensions of the path; a task token's, in front of them, is zero."""
-    codes = F.pad(codes, (0, 0, path.shape[-2] - codes.shape[-2], 0))
-    return codes.expand_as(path)
-
-
-def _towards(target: Tensor, proposal: FlowProposal) -> dist.TorchDistribution:
-    """N(w + r (target - w), scale²)."""
-    share, scale = (part[..., None, None] for part in (proposal.share, proposal.scale))
-    mean = proposal.path + share * (target - proposal.path)
-    return normal(mean, scale.expand_as(mean), proposal.mask)
+def _towards(codes: Tensor, proposal: FlowProposal) -> dist.TorchDistribution:
+    """N(w + r (codes - w), scale²); a task token, in front of the codes, goes to zero."""
+    path = proposal.state.path
+    target = F.pad(codes, (0, 0, path.shape[-2] - codes.shape[-2], 0))
+    return normal(path + proposal.share * (target - path), proposal.scale, proposal.mask)

@@ -13,6 +13,8 @@ Sources: TRM: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny 
 
 from typing import Any
 
+from torch import Tensor
+
 from probgram.models.config import TRMConfig
 from probgram.models.reasoner import Context, Levels, Proposal, Reasoner, reached
 
@@ -29,11 +31,14 @@ class TRM(Reasoner):
 
     def propose(self, state: Any, context: Context, t: int) -> Proposal:
         """Refine l K times, then propose u."""
-        h, l = state
-        for _ in range(self.config.refinements):
-            l = self.f(l + h + context.embedded, context.mask)
-        u = self.f(h + l, context.mask)
+        u, l = self._recurse(state.h, state.l, context.embedded, context.mask)
         return Proposal(u, l, reached(context.mask, u))
+
+    def _recurse(self, h: Tensor, l: Tensor, problem: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The next h and l."""
+        for _ in range(self.config.refinements):
+            l = self.f(l + h + problem, mask)
+        return self.f(h + l, mask), l
 
 
 class HRM(TRM):

@@ -384,7 +384,7 @@ def test_the_heads_of_a_flow_are_trained_on_prior_states_afterwards():
 
 @pytest.mark.parametrize(
     ("choices", "message"),
-    [({"steps": 0}, "steps must be at least 1, got 0"), ({"sigma": 0.0}, "sigma must be above 0, got 0.0")],
+    [({"steps": 0}, "steps must be at least 1 .* got 0 and 0.1"), ({"sigma": 0.0}, "sigma above 0, got 4 and 0.0")],
 )
 def test_senseless_settings_of_a_flow_are_one_clear_sentence(choices, message):
     with pytest.raises(ValueError, match=message):
