@@ -229,7 +229,7 @@ def nuts(case: Case, draws: int = 2000, warmup: int = 1000, chains: int = 4, see
 
 
 def gibbs(
-    case: Case, chains: int = 128, sweeps: int = 40, burn_in: int = 8, width: int = 128, seed: int = 0
+    case: Case, chains: int = 32, sweeps: int = 420, burn_in: int = 20, width: int = 128, seed: int = 0
 ) -> Draws:
     """Draws by particle Gibbs, replicates of every problem side by side."""
     start, y = time.perf_counter(), jnp.repeat(Y, chains, 0)

@@ -55,7 +55,7 @@ def test_nuts_the_filter_and_the_guide_agree_as_far_as_each_can(name):
     """NUTS converges; the filter has its law; the guide has its means nearly, and variances that are no larger."""
     rows = {candidate: figures for candidate, _, figures in gold.compare(gold.CASES[name])}
     assert rows["NUTS"]["r_hat"] < 1.01 and rows["NUTS"]["ess"] > 1000 and not rows["NUTS"]["divergent"]
-    assert agrees(rows["filter"])
+    assert agrees(rows["filter"]) and rows["filter"]["r_hat"] < 1.01
     if name == "linear":
         assert agrees(rows["NUTS"])
         # The bound comes near the best that independent features can do, and cannot pass it but for noise.
