@@ -8,8 +8,8 @@ largest of any element, divided by the largest magnitude in what torch computed 
 of -log p(y | z) + KL with respect to every parameter of chain and guide, counts as one vector. Beside it stands how
 far float32 takes torch itself from its float64: two backends cannot be expected to be closer to each other. What
 takes a gradient there are the sums within linear layers: a KL divides the difference of two means that are nearly
-equal, and tokens that are alike are rounded alike. So float32 is compared twice: as it comes, and with these sums
-carried in float64, where no difference is excused.
+equal, and tokens that are alike are rounded alike. So float32 is compared twice: as it comes, and with
+`exact_sums` on both sides, where no difference is excused.
 Whole runs of 16 depth steps are fed the same noise and are compared as they come.
 """
 
@@ -18,11 +18,9 @@ import copy
 import json
 import platform
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import equinox as eqx
 import jax
@@ -31,9 +29,8 @@ import numpy as np
 import numpyro
 import pyro
 import torch
-import torch.nn.functional as F
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from probgram import checkpoint, models, tasks
@@ -41,7 +38,6 @@ from probgram.checkpoint import write_bytes
 from probgram.inference.on_jax.handlers import divergence
 from probgram.models import on_jax
 from probgram.models.on_jax import weights
-from probgram.models.on_jax.blocks import Linear
 from probgram.models.on_jax.chain import named_arrays
 from probgram.models.on_jax.reasoner import Flat, Levels
 from probgram.state import expand, map_state
@@ -50,7 +46,7 @@ REPORT = Path(__file__).parent / "results" / "backends" / "agreement.json"
 STEPS, DEPTH, WIDTH = 4, 16, 20
 LIMITS = {"float32": 1e-5, "float64": 1e-10}  # of a depth step
 ROUNDINGS = 3  # where float32 as it comes is further off than its limit: so many times torch's own rounding
-WIDE = "float32, sums in float64"
+EXACT = "float32, exact sums"
 QUANTITIES = ("latent", "readout", "head", "log p(y)", "log p", "log q", "KL", "bound", "gradient")
 RUN_LIMIT, ANSWERS_EQUAL = 1e-6, 0.999  # of a whole run: latents in float64, answers in float32
 
@@ -85,22 +81,10 @@ def noises(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-@contextmanager
-def products_in_float64() -> Iterator[None]:
-    """Let linear layers of both backends add up their products in float64, and round once."""
-    if not jax.config.jax_enable_x64:
-        raise ValueError("products_in_float64 needs jax.enable_x64(True): without it JAX has no float64")
-
-    def in_torch(layer: nn.Linear, x: Tensor) -> Tensor:
-        bias = None if layer.bias is None else layer.bias.double()
-        return F.linear(x.double(), layer.weight.double(), bias).to(x.dtype)
-
-    def in_jax(layer: Linear, x: Any) -> Any:
-        product = x.astype("float64") @ layer.weight.astype("float64").T
-        return (product if layer.bias is None else product + layer.bias).astype(x.dtype)
-
-    with patch.object(nn.Linear, "forward", in_torch), patch.object(Linear, "__call__", in_jax):
-        yield
+def with_exact_sums(pair: Pair) -> Pair:
+    """The pair, its linear layers without rounded sums."""
+    of = (models.exact_sums, models.exact_sums, on_jax.exact_sums, on_jax.exact_sums)
+    return Pair(*(None if module is None else exact(module) for exact, module in zip(of, pair, strict=True)))
 
 
 # -- one depth step -------------------------------------------------------------------------------------------
@@ -139,13 +123,11 @@ def torch_step(pair: Pair, state: Any, x: np.ndarray, y: np.ndarray, noise: np.n
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
-def jax_step(
-    pair: Pair, state: Any, x: np.ndarray, y: np.ndarray, noise: np.ndarray, wide: bool = False
-) -> dict[str, np.ndarray]:
-    """The same by the JAX twin; `wide`: within `products_in_float64`."""
+def jax_step(pair: Pair, state: Any, x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
+    """The same by the JAX twin."""
     padded = bool((x < 0).any())
     modules = {"chain": pair.jax} | ({} if pair.jax_guide is None else {"guide": pair.jax_guide})
-    found, gradients = _jax_step(modules, state, jnp.asarray(x), jnp.asarray(y), jnp.asarray(noise), padded, wide)
+    found, gradients = _jax_step(modules, state, jnp.asarray(x), jnp.asarray(y), jnp.asarray(noise), padded)
     for kind, module in modules.items():
         names = [name for name in named_arrays(module) if name not in getattr(module, "buffers", ())]
         found |= {f"gradient {kind}.{name}": named_arrays(gradients[kind])[name] for name in names}
@@ -153,9 +135,7 @@ def jax_step(
 
 
 @eqx.filter_jit
-def _jax_step(
-    modules: dict[str, Any], state: Any, x: Any, y: Any, noise: Any, padded: bool, wide: bool
-) -> Any:  # `wide` is there for the cache of compiled programs: it is another program then
+def _jax_step(modules: dict[str, Any], state: Any, x: Any, y: Any, noise: Any, padded: bool) -> Any:
     def loss(modules: dict[str, Any]) -> Any:
         chain, guide = modules["chain"], modules.get("guide")
         context = chain.encode(x, padded)
@@ -200,21 +180,17 @@ class Compared(NamedTuple):
 
 
 def steps(
-    pair: Pair, x: np.ndarray, y: np.ndarray, dtype: str, width: int = 2, depth: int = STEPS, wide: bool = False
+    pair: Pair, x: np.ndarray, y: np.ndarray, dtype: str, width: int = 2, depth: int = STEPS
 ) -> Iterator[Compared]:
-    """What is computed at each depth step, always from the state that torch had reached.
-
-    With `wide` linear layers use `products_in_float64`, inside `jax.enable_x64(True)`.
-    """
+    """What is computed at each depth step, always from the state that torch had reached."""
     exact = Pair(*(copy.deepcopy(module).double() if module else None for module in pair[:2]), None, None)
     context = pair.torch.encode(torch.from_numpy(x))
     state = expand(pair.torch.initial(context), (width, len(x)))
     twin = {1: Flat, 2: Levels}[len(state)]
     for s in range(depth):
         noise = noises((pair.torch.transitions, *state[0].shape), dtype, seed=s)
-        with products_in_float64() if wide else nullcontext():
-            theirs = torch_step(pair, state, x, y, noise)
-            ours = jax_step(pair, twin(*(leaf.detach().numpy() for leaf in state)), x, y, noise, wide)
+        theirs = torch_step(pair, state, x, y, noise)
+        ours = jax_step(pair, twin(*(leaf.detach().numpy() for leaf in state)), x, y, noise)
         yield Compared(theirs, ours, torch_step(exact, map_state(Tensor.double, state), x, y, noise.astype(float)))
         state = type(state)(*(torch.from_numpy(theirs[f"latent {i}"]) for i in range(len(state))))
 
@@ -248,15 +224,16 @@ def largest(compared: Iterable[Compared]) -> dict[str, dict[str, float]]:
 def too_far(found: dict[str, dict[str, float]], dtype: str) -> list[str]:
     """The quantities in which the backends are further apart than they may be."""
     differences, rounding = found["differences"], found["rounding"]
-    limit, excuse = LIMITS[dtype.split(",")[0]], 0 if dtype == WIDE else ROUNDINGS
+    limit, excuse = LIMITS[dtype.split(",")[0]], 0 if dtype == EXACT else ROUNDINGS
     return [kind for kind, d in differences.items() if d > max(limit, excuse * rounding[kind])]
 
 
 def compared(name: str | Path, x: np.ndarray, y: np.ndarray, dtype: str, depth: int = STEPS) -> Any:
-    """`largest` of a file in "float32", "float64" or `WIDE`."""
-    wide, kind = dtype == WIDE, dtype.split(",")[0]
-    with jax.enable_x64(wide or kind == "float64"):
-        return largest(steps(load(name, kind), x, y, kind, depth=depth, wide=wide))
+    """`largest` of a file in "float32", "float64" or `EXACT`."""
+    kind = dtype.split(",")[0]
+    with jax.enable_x64(kind == "float64"):
+        pair = load(name, kind)
+        return largest(steps(with_exact_sums(pair) if dtype == EXACT else pair, x, y, kind, depth=depth))
 
 
 # -- whole runs -----------------------------------------------------------------------------------------------
@@ -356,7 +333,7 @@ def measured(name: str, problems: int) -> dict[str, Any]:
     """All differences of one file."""
     x, y = problems_of(name, problems)
     found: dict[str, Any] = {"model": checkpoint.describe(name)["model"], "problems": len(x)}
-    for dtype in (*LIMITS, WIDE):
+    for dtype in (*LIMITS, EXACT):
         found[dtype] = compared(name, x[:8], y[:8], dtype)
     for dtype in LIMITS:
         with jax.enable_x64(dtype == "float64"):
@@ -384,7 +361,7 @@ def table(report: dict[str, Any]) -> str:
                 f"| {name} | {dtype} | {' | '.join(cells)} | {run['answers equal']:,} of {run['answers']:,} |"
             )
         for label, cells in (
-            (WIDE, found[WIDE]["differences"]),
+            (EXACT, found[EXACT]["differences"]),
             ("*float32 itself*", found["float32"]["rounding"]),
         ):
             rows.append(f"| | {label} | {' | '.join(_cells(cells))} | | |")

@@ -104,18 +104,20 @@ def command(name: str, about: dict[str, Any]) -> str:
     call += " --data FOLDER" if recipe.reads else ""
     if not recipe.reads and recipe.task().name != about["task"]:
         return f"Of an earlier recipe, on other problems; today's is `{call}`"
-    first, *on = str(about["training seed"]).split(", ")
-    steps = about["training steps"] - recipe.steps * len(on)
-    made_first = call + ("" if first == "0" else f" --seed {first}")
-    if on:
-        (seed,) = on  # of two parts the first is the recipe
-        call += f" --start FILE --folder runs/{name}-{seed} --seed {seed} --steps {steps}"
-    else:
-        call = made_first + ("" if steps == recipe.steps else f" --steps {steps}")
+    seeds = str(about["training seed"]).split(", ")
+    parts = str(about.get("training parts") or about["training steps"]).split(", ")
+    calls, goes_on = [], ""
+    for seed, steps in zip(seeds, parts, strict=True):
+        calls.append(call + goes_on.format(seed=seed))
+        calls[-1] += f" --seed {seed}" if seed != "0" else ""
+        calls[-1] += f" --steps {steps}" if int(steps) != recipe.steps else ""
+        goes_on = f" --start FILE --folder runs/{name}-{{seed}}"
     # Of all held-out problems or of some: as many as these. Of drawings nothing is a problem.
-    call += f" --problems {about['problems']}" if about["problems"] > 1 and "several answers" in about else ""
-    where = [f"FOLDER has {file}" for file in recipe.reads.values()] + [f"`{made_first}` made FILE" for _ in on]
-    return f"`{call}`" + (f", where {' and '.join(where)}" if where else "")
+    evaluated = about["problems"] > 1 and "several answers" in about
+    calls[-1] += f" --problems {about['problems']}" if evaluated else ""
+    where = [f"FOLDER has {file}" for file in recipe.reads.values()]
+    where += ["FILE is what the command before has made"] if len(calls) > 1 else []
+    return ", then ".join(f"`{call}`" for call in calls) + (f", where {' and '.join(where)}" if where else "")
 
 
 def trained(path: Path) -> str:
@@ -198,9 +200,8 @@ def same_on_both(path: Path) -> str:
         f"## PyTorch and JAX\n\n`python -m benchmarks.agreement`: {about}. The largest differences in a depth step "
         "from the same state and noise, divided by the largest magnitude where that is above 1 (the gradient is "
         "one vector). As they come, float32's gradients are more than 1e-5 apart, and torch's as far from its own "
-        "float64 (*float32 itself*); with *sums in float64* within linear layers alone, they are not. "
-        "Whole runs: 16 depth steps of 20 "
-        f"trajectories; h as it comes, answers equal in all tokens at every depth.\n\n{found['table']}"
+        "float64 (*float32 itself*); with `exact_sums` in linear layers they are not. Whole runs: 16 depth steps "
+        f"of 20 trajectories; h as it comes, answers equal in all tokens at every depth.\n\n{found['table']}"
     )
 
 

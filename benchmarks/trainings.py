@@ -159,7 +159,7 @@ def seconds(metrics_file: Path) -> float:
 def provenance(weights: str | Path) -> dict[str, Any]:
     """How large a network is and how it was trained, as its file says, and what measures it."""
     content = checkpoint.describe(weights)
-    trained = {f"training {key}": content["about"].get(key) for key in ("steps", "seed", "minutes")}
+    trained = {f"training {key}": content["about"].get(key) for key in ("steps", "parts", "seed", "minutes")}
     return {"parameters": content["parameters"]} | trained | {"machine": f"{platform.machine()}, one thread"}
 
 
@@ -211,6 +211,7 @@ def make(
         "split": getattr(task, "split", None),
         "seed": f"{before['seed']}, {seed}" if before else seed,  # of each part, where there are several
         "steps": recipe.steps + before.get("steps", 0),
+        "parts": f"{before.get('parts', before['steps'])}, {recipe.steps}" if before else None,  # steps of each
         "minutes": round(minutes, 1),
         "processor": platform.machine(),
         "evaluation": report.about,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probgram.models.config import GRAMConfig as GRAMConfig
     from probgram.models.direct import Direct as Direct
     from probgram.models.eqr import EqR as EqR
+    from probgram.models.exact import exact_sums as exact_sums
     from probgram.models.flow import LoopedFlow as LoopedFlow
     from probgram.models.flow import LoopedFlowGuide as LoopedFlowGuide
     from probgram.models.gram import GRAM as GRAM
@@ -32,6 +33,7 @@ _HOMES = {
     "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.gram",
     "without": "probgram.models.gram",
+    "exact_sums": "probgram.models.exact",
     "TRM": "probgram.models.trm",
     "HRM": "probgram.models.trm",
     "LoopedTransformer": "probgram.models.looped",

@@ -30,9 +30,11 @@ def test_the_page_of_results_is_what_the_measurements_say() -> None:
         ),
         (
             "queens8",
-            {"training seed": "0, 1", "training steps": 27_000},
-            f"`{TRAININGS} queens8 --start FILE --folder runs/queens8-1 --seed 1 --steps 12000 --problems 256`, "
-            f"where `{TRAININGS} queens8` made FILE",
+            {"training seed": "0, 1, 2", "training steps": 47_000, "training parts": "15000, 12000, 20000"},
+            f"`{TRAININGS} queens8`, "
+            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-1 --seed 1 --steps 12000`, "
+            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-2 --seed 2 --steps 20000 "
+            "--problems 256`, where FILE is what the command before has made",
         ),
         (
             "queens8",

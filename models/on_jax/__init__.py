@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from probgram.models.config import GRAMConfig as GRAMConfig
     from probgram.models.on_jax.chain import Chain as Chain
     from probgram.models.on_jax.chain import Guide as Guide
+    from probgram.models.on_jax.exact import exact_sums as exact_sums
     from probgram.models.on_jax.gram import GRAM as GRAM
     from probgram.models.on_jax.gram import GRAMGuide as GRAMGuide
     from probgram.models.on_jax.gram import without as without
@@ -26,6 +27,7 @@ _HOMES = {
     "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.on_jax.gram",
     "without": "probgram.models.on_jax.gram",
+    "exact_sums": "probgram.models.on_jax.exact",
     "LoopedTransformer": "probgram.models.on_jax.looped",
     "TRM": "probgram.models.on_jax.trm",
     "HRM": "probgram.models.on_jax.trm",

@@ -15,7 +15,7 @@ pytest.importorskip("numpyro", reason="needs probgram[jax]")
 import jax
 
 from benchmarks import agreement
-from benchmarks.agreement import ANSWERS_EQUAL, LIMITS, RUN_LIMIT, WIDE, Compared, largest, runs, steps, too_far
+from benchmarks.agreement import ANSWERS_EQUAL, EXACT, LIMITS, RUN_LIMIT, Compared, largest, runs, steps, too_far
 from probgram import checkpoint, models
 from probgram.models import on_jax
 from probgram.models.on_jax import weights
@@ -83,7 +83,7 @@ def test_a_whole_run_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", agreement.shipped())
-@pytest.mark.parametrize("dtype", [*LIMITS, WIDE])
+@pytest.mark.parametrize("dtype", [*LIMITS, EXACT])
 def test_a_depth_step_of_every_shipped_file_is_the_same(name: str, dtype: str) -> None:
     x, y = agreement.problems_of(name, 2)
     found = agreement.compared(name, x, y, dtype, depth=2)
@@ -124,30 +124,13 @@ def test_a_difference_is_seen() -> None:
         largest([Compared(theirs, {}, theirs)])
 
 
-@pytest.mark.slow
-def test_sums_in_float64_change_torch_and_jax_alike(tmp_path: Path) -> None:
-    """Float32 with its sums in float64 is nearer to float64 than float32 is, on both backends."""
-    x, y = problems("TRM")
-    file = written("TRM", tmp_path)
-    (plain,) = steps(agreement.load(file, "float32"), x, y, "float32", depth=1)
-    with jax.enable_x64(True):
-        (wide,) = steps(agreement.load(file, "float32"), x, y, "float32", depth=1, wide=True)
-    exact = plain.exact["readout"]
-    for side in ("torch", "jax"):
-        before, after = (getattr(found, side)["readout"] for found in (plain, wide))
-        assert before.dtype == after.dtype == np.float32
-        assert np.square(after - exact).mean() < np.square(before - exact).mean()
-    with pytest.raises(ValueError, match="needs jax.enable_x64"), agreement.products_in_float64():
-        pass
-
-
 def test_the_report_covers_every_shipped_file_and_keeps_the_limits() -> None:
     files = agreement.read()["files"]
     assert sorted(files) == agreement.shipped(), "python -m benchmarks.agreement measures them"
     for found in files.values():
-        assert not any(too_far(found[dtype], dtype) for dtype in (*LIMITS, WIDE))
-        assert max(found[WIDE]["differences"].values()) <= LIMITS["float32"]  # nothing excused
-        assert found[WIDE]["rounding"]["gradient"] < found["float32"]["rounding"]["gradient"]  # it does something
+        assert not any(too_far(found[dtype], dtype) for dtype in (*LIMITS, EXACT))
+        assert max(found[EXACT]["differences"].values()) <= LIMITS["float32"]  # nothing excused
+        assert found[EXACT]["rounding"]["gradient"] < found["float32"]["rounding"]["gradient"]  # it does something
         run = found["float32"]["run"]
         assert found["float64"]["run"]["h"] < RUN_LIMIT
         assert run["answers equal"] >= ANSWERS_EQUAL * run["answers"]
