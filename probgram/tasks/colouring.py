@@ -6,8 +6,10 @@ appearance. The others fail to verify, or a graph would have up to six times the
 `conflicts`, the published measure, does not look at names.
 
 Two encodings. "vertices" (default): one token a vertex, its edges to earlier vertices as an integer (see
-`graphs`). "matrix": one token an entry of the adjacency, 2 on the diagonal; in the answer each entry of a row
-repeats the colour of its vertex, so that nothing is padded.
+`graphs`), of which there are 2^(n - 1). "matrix": one token an entry of the adjacency, 2 on the diagonal; in the
+answer each entry of a row repeats the colour of its vertex, so that nothing is padded.
+
+All colourings of a graph are found a vertex at a time, the conflicting ones dropped as soon as they conflict.
 
 Data set: Erdős–Rényi graphs, those kept that can be coloured, 7,002 for training and 255 held out (n = 8) or 13,465
 and 192 (n = 10). The published edge probability is not known: it is an argument here, and belongs beside every
@@ -29,16 +31,18 @@ from probgram.tasks.task import Array, Split
 Encoding = Literal["vertices", "matrix"]
 SplitRule = Literal["orbit", "input"]
 
+Colourings = tuple[NDArray[np.int64], NDArray[np.int64]]  # the graph of each, `[M]`, and its colours, `[M, n]`
+
 PUBLISHED = {8: (7_002, 255), 10: (13_465, 192)}  # training and test graphs of the source, by n
-LARGEST = 11  # n up to which the pairs of vertices are bits of one integer
-BLOCK = 1 << 20  # pairs of a graph and a colouring tried at a time
+LARGEST = {"vertices": 16, "matrix": 62}  # n: 32,768 tokens to embed; vertices are bits of one integer
+BLOCK, MOST = 1 << 12, 1 << 20  # graphs coloured at a time, and colourings of them that are held at most
 
 
 class Colouring:
     """Graph colouring as a `Task`.
 
     Args:
-        n: vertices, from 3 to 11.
+        n: vertices, from 3 to 16, with encoding="matrix" to 62; many sparse ones have too many colourings to list.
         edge_probability: with which two vertices are joined; unpublished, 0.4 has been used by others.
         colours: how many colours there are, at least 2.
         train: training graphs; None: as published for n = 8 and 10, else 10,000.
@@ -69,11 +73,11 @@ class Colouring:
         check_whole(3, n=n)
         check_whole(2, colours=colours)
         check_whole(train=train, test=test)
-        if n > LARGEST:
-            raise ValueError(f"n must be at most {LARGEST}, got {n}")
         if not 0 < edge_probability < 1:
             raise ValueError(f"edge_probability must be between 0 and 1, got {edge_probability}")
         check_word("encoding", encoding, "vertices", "matrix")
+        if n > LARGEST[encoding]:
+            raise ValueError(f'n must be at most {LARGEST[encoding]} with encoding="{encoding}", got {n}')
         check_word("split", split, "orbit", "input")
         self.n, self.edge_probability, self.colours = int(n), float(edge_probability), int(colours)
         self.train, self.test, self.encoding, self.split, self.seed = train, test, encoding, split, seed
@@ -189,7 +193,8 @@ class Colouring:
                 f"x must be one problem of {self.name}, [{self.length}] known tokens, got {tokens.shape}"
             )
         graph = tokens if self.encoding == "vertices" else graphs.to_tokens(tokens.reshape(self.n, self.n) == 1)
-        return self._answered(self._canonical[self._proper(graph[None])[0]])
+        (_, (_, colours)) = next(self._coloured(graph[None]))
+        return self._answered(colours)
 
     # -- data -------------------------------------------------------------------------------------------------
 
@@ -199,10 +204,9 @@ class Colouring:
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         chosen = self.problems[split == "test"]
         x, y = [], []
-        for block in self._blocks(chosen):
-            graph, colouring = self._proper(block).nonzero()
+        for block, (graph, colours) in self._coloured(chosen):
             x.append(block[graph])
-            y.append(self._canonical[colouring])
+            y.append(colours)
         return self._encoded(np.concatenate(x)), self._answered(np.concatenate(y))
 
     @cached_property
@@ -217,38 +221,42 @@ class Colouring:
 
     def _draw(self, rng: np.random.Generator, rows: int) -> NDArray[np.int64]:
         drawn = graphs.to_tokens(graphs.erdos_renyi(rng, rows, self.n, self.edge_probability))
-        return np.concatenate([block[self._proper(block).any(1)] for block in self._blocks(drawn)])
+        return np.concatenate([block[np.unique(graph)] for block, (graph, _) in self._coloured(drawn)])
 
     # -- colourings -------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _canonical(self) -> NDArray[np.int64]:
-        """All canonical colourings of n vertices, `[R, n]`, in lexicographic order."""
-        rows = np.zeros((1, 1), dtype=np.int64)
-        for _ in range(1, self.n):
-            used = np.minimum(
-                rows.max(1) + 2, self.colours
-            )  # the next vertex has an old colour or the next new one
-            start = np.repeat(used.cumsum() - used, used)
-            rows = np.concatenate([np.repeat(rows, used, axis=0), (np.arange(used.sum()) - start)[:, None]], 1)
-        return rows
+    def _coloured(self, graph: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Colourings]]:
+        """Graphs `[G, n]` in parts whose colourings fit into memory, with those."""
+        parts = [graph[start : start + BLOCK] for start in range(0, len(graph), BLOCK)][::-1]
+        while parts:
+            part = parts.pop()
+            found = self._colourings(part)
+            if found is not None:
+                yield part, found
+            elif len(part) > 1:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+            else:
+                raise ValueError(
+                    f"a graph of {self.name} has more than {MOST:,} colourings or beginnings of one, which are too "
+                    "many to list: take fewer vertices or a higher edge_probability"
+                )
 
-    @cached_property
-    def _alike(self) -> NDArray[np.int64]:
-        """A bit for each pair of vertices that a canonical colouring colours alike, `[R]`."""
-        i, j = np.tril_indices(self.n, -1)
-        return ((self._canonical[:, i] == self._canonical[:, j]) << np.arange(len(i))).sum(1)
-
-    def _proper(self, graph: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which canonical colourings are proper, of graphs `[G, n]`: `[G, R]`."""
-        i, j = np.tril_indices(self.n, -1)
-        edges = ((graph[:, i] >> (i - j - 1) & 1) << np.arange(len(i))).sum(1)
-        return (edges[:, None] & self._alike) == 0
-
-    def _blocks(self, graph: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Graphs `[G, n]` in parts whose pairs with all colourings fit into memory."""
-        rows = max(1, BLOCK // len(self._canonical))
-        return (graph[start : start + rows] for start in range(0, len(graph), rows))
+    def _colourings(self, graph: NDArray[np.int64]) -> Colourings | None:
+        """All canonical colourings of graphs `[G, n]`, in order; None where they are more than `MOST`."""
+        earlier = np.tril(graphs.from_tokens(graph), -1) @ (1 << np.arange(self.n))  # bits of earlier neighbours
+        which = np.arange(len(graph))
+        members = np.zeros((len(graph), self.colours), np.int64)  # the vertices of each colour, as bits
+        for i in range(self.n):
+            new = np.arange(self.colours) <= (members != 0).sum(1, keepdims=True)  # an old colour or the next one
+            row, colour = (new & (members & earlier[which, i, None] == 0)).nonzero()
+            if len(row) > MOST:
+                return None
+            which, members = which[row], members[row]
+            members[np.arange(len(row)), colour] |= 1 << i
+        colours = np.zeros((len(which), self.n), np.int64)
+        for c in range(1, self.colours):
+            colours += c * (members[:, c, None] >> np.arange(self.n) & 1)
+        return which, colours
 
     # -- encodings --------------------------------------------------------------------------------------------
 

@@ -149,6 +149,34 @@ def test_a_graph_that_cannot_be_coloured_has_no_solutions():
     assert task.solutions(task.encode("0-1 0-2 0-3 1-2 1-3 2-3")).shape == (0, 5)
 
 
+@pytest.mark.parametrize(("n", "encoding"), [(14, "vertices"), (15, "matrix"), (16, "vertices")])
+def test_a_large_ring_has_as_many_colourings_as_its_chromatic_polynomial_says(n, encoding):
+    """(k - 1)^n + (k - 1)(-1)^n for k = 3, of which six are renamings of each other."""
+    task = tasks.Colouring(n, encoding=encoding)
+    x = task.encode([(i, (i + 1) % n) for i in range(n)])
+    found = task.solutions(x)
+    assert len(found) == (2**n + 2 * (-1) ** n) // 6
+    assert task.verify(x, found).all() and len(np.unique(found, axis=0)) == len(found)
+
+
+def test_a_graph_of_many_vertices_is_coloured_and_drawn():
+    """Three groups of 20, all joined to all of the other groups: one colouring; and a data set of 24 vertices."""
+    task = tasks.Colouring(60, encoding="matrix")
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 20))
+    x = task.encode((group[:, None] != group).astype(int))
+    (found,) = task.solutions(x)
+    assert np.array_equal(found.reshape(60, 60)[:, 0], renamed(group))
+    task = tasks.Colouring(24, 0.25, encoding="matrix", train=20, test=5)
+    x, y = task.examples("train")
+    assert len(np.unique(x, axis=0)) == 20 and task.verify(x, y).all()
+
+
+def test_too_many_colourings_to_list_is_one_clear_sentence():
+    task = tasks.Colouring(40, encoding="matrix")
+    with pytest.raises(ValueError, match="a graph of colouring40-matrix has more than 1,048,576 colourings"):
+        task.solutions(task.encode("0-1"))
+
+
 @pytest.mark.parametrize(("n", "colours"), [(8, 3), (10, 3), (7, 4)])
 def test_a_graph_without_edges_has_every_partition_into_so_many_classes(n, colours):
     stirling = {(8, 3): 1 + 127 + 966, (10, 3): 1 + 511 + 9_330, (7, 4): 1 + 63 + 301 + 350}
@@ -314,7 +342,8 @@ def test_what_is_no_graph_is_one_clear_sentence(problem, encoding):
     ("arguments", "message"),
     [
         ({"n": 2}, "n must be at least 3, got 2"),
-        ({"n": 12}, "n must be at most 11, got 12"),
+        ({"n": 17}, 'n must be at most 16 with encoding="vertices", got 17'),
+        ({"n": 63, "encoding": "matrix"}, 'n must be at most 62 with encoding="matrix", got 63'),
         ({"n": "8"}, "n must be an integer, got '8'"),
         ({"edge_probability": 1.0}, "edge_probability must be between 0 and 1, got 1.0"),
         ({"colours": 1}, "colours must be at least 2, got 1"),
