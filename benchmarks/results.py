@@ -99,8 +99,9 @@ def goals() -> str:
 def command(name: str, about: dict[str, Any]) -> str:
     """What makes a trained chain's figures again: options say what is not the recipe's own."""
     made = max((recipe for recipe in RECIPES if f"{name}-".startswith(f"{recipe}-")), key=len)
-    recipe, split, call = RECIPES[made], name[len(made) + 1 :], f"python -m benchmarks.trainings {made}"
-    call += f" --split {split}" if split else ""
+    recipe, call = RECIPES[made], f"python -m benchmarks.trainings {made}"
+    split = name[len(made) + 1 :]  # or what tells apart weights of one recipe
+    call += f" --split {split}" if split and str(about.get("split")).startswith(split) else ""
     call += " --data FOLDER" if recipe.reads else ""
     if not recipe.reads and recipe.task().name != about["task"]:
         return f"Of an earlier recipe, on other problems; today's is `{call}`"

@@ -20,7 +20,7 @@ def test_the_page_of_results_is_what_the_measurements_say() -> None:
         ("queens8", {}, f"`{TRAININGS} queens8 --problems 256`"),
         (
             "queens8-input",
-            {"training steps": 8_000},
+            {"training steps": 8_000, "split": "input test"},
             f"`{TRAININGS} queens8 --split input --steps 8000 --problems 256`",
         ),
         (
@@ -29,11 +29,16 @@ def test_the_page_of_results_is_what_the_measurements_say() -> None:
             f"`{TRAININGS} queens8-blank`",
         ),
         (
-            "queens8",
-            {"training seed": "0, 1, 2", "training steps": 47_000, "training parts": "15000, 12000, 20000"},
+            "queens8-long",
+            {
+                "split": "orbit test",
+                "training seed": "0, 1, 2",
+                "training steps": 47_000,
+                "training parts": "15000, 12000, 20000",
+            },
             f"`{TRAININGS} queens8`, "
-            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-1 --seed 1 --steps 12000`, "
-            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-2 --seed 2 --steps 20000 "
+            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-long-1 --seed 1 --steps 12000`, "
+            f"then `{TRAININGS} queens8 --start FILE --folder runs/queens8-long-2 --seed 2 --steps 20000 "
             "--problems 256`, where FILE is what the command before has made",
         ),
         (
