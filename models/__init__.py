@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probgram.models.flow import LoopedFlowGuide as LoopedFlowGuide
     from probgram.models.gram import GRAM as GRAM
     from probgram.models.gram import GRAMGuide as GRAMGuide
+    from probgram.models.gram import widened as widened
     from probgram.models.gram import without as without
     from probgram.models.looped import LoopedTransformer as LoopedTransformer
     from probgram.models.perturbed import Perturbed as Perturbed
@@ -32,6 +33,7 @@ _HOMES = {
     "GRAM": "probgram.models.gram",
     "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.gram",
+    "widened": "probgram.models.gram",
     "without": "probgram.models.gram",
     "exact_sums": "probgram.models.exact",
     "TRM": "probgram.models.trm",

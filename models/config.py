@@ -1,6 +1,6 @@
 """Sizes and choices of the chains that exist on PyTorch and on JAX; imports neither."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,11 @@ class GRAMConfig(TRMConfig):
     sigma_min: float = 1e-3  # keeps KL and log densities finite
     mean: bool = True  # False: mu = 0, exploration only
     noise: bool = True  # False: sigma = 0, guidance only (deterministic)
+
+    def widened(self, factor: float) -> "GRAMConfig":
+        """The same with a sigma of `factor` times the size."""
+        if not self.noise:
+            raise ValueError("a chain without noise (noise=False) has none to widen")
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"factor must be above 0, got {factor}")
+        return replace(self, sigma_max=factor * self.sigma_max, sigma_min=factor * self.sigma_min)

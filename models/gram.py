@@ -12,6 +12,7 @@ the prior by q(eps | u, y).
 Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, equations 2 to 7.
 """
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -89,6 +90,24 @@ def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     kept = {k: v for k, v in chain.state_dict().items() if k in ablated.state_dict()}
     ablated.load_state_dict(kept)
     return ablated.to(chain.z0.device)
+
+
+def widened(chain: GRAM, factor: float) -> GRAM:
+    """A copy whose noise is `factor` times as wide: eps ~ N(mu(u), (factor · sigma(u))²), the same weights.
+
+    What a temperature is to a language model: above 1 draws spread over more answers, and more of them are wrong
+    (measured: benchmarks/widening.py). Nothing is trained, and the guide stays what it is.
+
+    Args:
+        chain: a chain with noise.
+        factor: above 0; 1 changes nothing.
+
+    Raises:
+        ValueError: factor is not above 0, or the chain has no noise.
+    """
+    copied = copy.deepcopy(chain)
+    copied.config = chain.config.widened(factor)
+    return copied
 
 
 def _gaussian(mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None) -> dist.TorchDistribution:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probgram.models.on_jax.exact import exact_sums as exact_sums
     from probgram.models.on_jax.gram import GRAM as GRAM
     from probgram.models.on_jax.gram import GRAMGuide as GRAMGuide
+    from probgram.models.on_jax.gram import widened as widened
     from probgram.models.on_jax.gram import without as without
     from probgram.models.on_jax.looped import LoopedTransformer as LoopedTransformer
     from probgram.models.on_jax.state_space import HiddenMarkov as HiddenMarkov
@@ -26,6 +27,7 @@ _HOMES = {
     "GRAM": "probgram.models.on_jax.gram",
     "GRAMConfig": "probgram.models.config",
     "GRAMGuide": "probgram.models.on_jax.gram",
+    "widened": "probgram.models.on_jax.gram",
     "without": "probgram.models.on_jax.gram",
     "exact_sums": "probgram.models.on_jax.exact",
     "LoopedTransformer": "probgram.models.on_jax.looped",

@@ -11,6 +11,7 @@ The twin of `probgram.models.gram`. The guide shares f and replaces the prior by
 Source: Baek et al., "Generative Recursive Reasoning", arXiv 2605.19376, equations 2 to 7.
 """
 
+import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -98,10 +99,31 @@ class GRAMGuide(Guide):
 def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     """Copy trained weights into the ablation with mu = 0 and/or sigma = 0."""
     config = replace(chain.config, mean=mean and chain.config.mean, noise=noise and chain.config.noise)
-    kept = (chain.mu if config.mean else None, chain.sigma if config.noise else None)
-    return eqx.tree_at(
-        lambda c: (c.mu, c.sigma, c.config), chain, (*kept, config), is_leaf=lambda leaf: leaf is None
-    )
+    mu, sigma = chain.mu if config.mean else None, chain.sigma if config.noise else None
+    return _changed(chain, config=config, mu=mu, sigma=sigma)
+
+
+def widened(chain: GRAM, factor: float) -> GRAM:
+    """A copy whose noise is `factor` times as wide: eps ~ N(mu(u), (factor · sigma(u))²), the same weights.
+
+    See `probgram.models.widened`.
+
+    Args:
+        chain: a chain with noise.
+        factor: above 0; 1 changes nothing.
+
+    Raises:
+        ValueError: factor is not above 0, or the chain has no noise.
+    """
+    return _changed(chain, config=chain.config.widened(factor))
+
+
+def _changed(chain: GRAM, **fields: Any) -> GRAM:
+    """A copy with other fields; `eqx.tree_at` changes arrays alone, and the configuration is none."""
+    copied = copy.copy(chain)
+    for name, value in fields.items():
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def _gaussian(mu: Array, raw: Array, config: GRAMConfig, mask: Array | None) -> dist.Distribution:

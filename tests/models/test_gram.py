@@ -1,6 +1,7 @@
 """GRAM: shapes, ablations, padding that changes nothing; chains of one's own."""
 
 import inspect
+import math
 
 import pyro
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from probgram import Chain, Guide, tasks
+from probgram.checkpoint import save_chain
 from probgram.inference import fit, guided, sample
 from probgram.models import GRAM, GRAMConfig, GRAMGuide
-from probgram.models.gram import without
+from probgram.models.gram import widened, without
 
 SIZES = {"dim": 16, "heads": 2, "blocks": 2, "hidden": 24}
 TASK = tasks.Queens(5)
@@ -161,6 +163,25 @@ def test_ablations_keep_the_trained_weights():
     ablated = without(chain, mean=False, noise=False)
     assert torch.equal(ablated.decode.weight, chain.decode.weight) and torch.equal(ablated.z0, chain.z0)
     assert ablated.mu is None and ablated.sigma is None
+
+
+def test_a_widened_chain_has_its_noise_scaled_and_nothing_else(tmp_path):
+    chain, x = make_chain(), problems()
+    context = chain.encode(x)
+    proposal = chain.propose(chain.initial(context), context, 0)
+    before, after = (c.prior(proposal, 0).base_dist for c in (chain, widened(chain, 1.5)))
+    torch.testing.assert_close(after.scale, 1.5 * before.scale, rtol=1e-6, atol=0)
+    assert torch.equal(after.loc, before.loc)
+    again = GRAM.from_pretrained(save_chain(tmp_path / "wide.safetensors", widened(chain, 1.5)))
+    assert torch.equal(again.prior(proposal, 0).base_dist.scale, after.scale)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_what_cannot_be_widened_is_one_clear_sentence(factor):
+    with pytest.raises(ValueError, match="factor must be above 0, got"):
+        widened(make_chain(), factor)
+    with pytest.raises(ValueError, match="a chain without noise .* has none to widen"):
+        widened(make_chain(noise=False), 1.5)
 
 
 def test_a_chain_without_noise_has_no_guide():
