@@ -7,7 +7,8 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.docs-installed
 
 # Those that need no data, no weights but the shipped ones and no training of hours.
-BENCHMARKS := agreement backends confidence filter foresight gold_posterior latency program_overhead saving
+BENCHMARKS := agreement backends confidence filter foresight gold_posterior latency program_overhead saving \
+	widening
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow notebooks lint docs bench train-queens8 clean

@@ -52,6 +52,16 @@ GOALS = (
 )
 
 
+WIDENED = {  # heads of columns, and their figures
+    "one draw valid": "valid",
+    "vote": "vote",
+    "conflicts of the vote": "conflicts of the vote",
+    "coverage macro, all": "coverage_macro_all",
+    "several": "coverage_macro_several",
+    "total variation, several": "total_variation_several",
+}
+
+
 def family(measured: Sequence[dict[str, Any]]) -> str:
     """The reasoners' table, how long each training took, and what noise was chosen."""
     minutes: dict[str, list[str]] = {}
@@ -230,12 +240,44 @@ def gold_posterior(path: Path) -> str:
     )
 
 
+def noise_widened(paths: Sequence[Path]) -> str:
+    """What wider noise does to trained weights."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    about = next(iter(found.values()))["about"]
+    lines = [
+        f"## Wider noise\n\n`python -m benchmarks.widening {' '.join(found)}`: `widened(chain, factor)`, sigma(u) "
+        f"times a factor, of shipped weights; width {about['width']}, depth {about['depth']}; training problems "
+        "with seed 0, held-out ones with seeds 0 to 2 (mean ± sd). A factor is chosen (bold) on training problems "
+        "alone: the highest coverage among those whose draws are right as often as at factor 1 but for 0.005.\n",
+        "| weights | problems | factor | " + " | ".join(WIDENED) + " |",
+        "|---|---|---|" + "---|" * len(WIDENED),
+    ]
+    for name, result in found.items():
+        for split, said in (("train", "training"), ("test", "held-out")):
+            for factor, figures in result[split].items():
+                bold = "**" if float(factor) == result["chosen"] else ""
+                cells = [_spread(figures.get(key), bold) for key in WIDENED.values()]
+                count = result["about"][f"{said} problems"]
+                lines.append(f"| {name} | {count} {said} | {bold}{factor}{bold} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float] | None, bold: str = "") -> str:
+    """Mean ± standard deviation over seeds, to four digits; a dash where nothing was measured."""
+    if values is None:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{bold}{np.mean(values):.4f}{bold}{spread}"
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip(), goals(), *(trained(path) for path in sorted(RESULTS.glob("*.json")))]
     measured = read()
     if measured:
         parts.insert(2, family(measured))
+    widened = sorted((RESULTS / "widening").glob("*.json"))
+    parts += [noise_widened(widened)] if widened else []
     parts += [boards_by_clues(path) for path in RESULTS.glob("sudoku9/by_clues.json")]
     parts += [halves_of_digits(path) for path in RESULTS.glob("digits/half.json")]
     parts += [same_on_both(path) for path in RESULTS.glob("backends/agreement.json")]

@@ -1,6 +1,6 @@
 """What wider noise does to trained weights: `probgram.models.widened`, an inference-time temperature.
 
-python -m benchmarks.widening queens8 colouring8      writes results/widening/NAME.json; a quarter of an hour each
+python -m benchmarks.widening [queens8 colouring8]    writes results/widening/NAME.json; a quarter of an hour each
 
 Factors are compared on training problems, where one is chosen: the one of the highest coverage among those whose
 draws are right as often as those of factor 1, but for `PRICE`. Held-out problems, three sampling seeds, then show
@@ -75,7 +75,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("names", nargs="*", default=["queens8", "colouring8"])
     torch.set_num_threads(1)
     for name in parser.parse_args().names:
         text = json.dumps(measured(name), indent=1) + "\n"

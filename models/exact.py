@@ -5,7 +5,8 @@
 
 Two backends, devices or batch sizes add up products in different orders, and a recursion, or a KL between two
 means that are nearly equal, makes much of the last digit. With sums that do not round what is left is one rounding
-of each output. Everything stays in float32, so it works where there is no float64.
+of each output. Everything stays in float32; where a GPU may take fewer bits for it (TF32, off unless asked for),
+sums round again.
 
 Numbers are split into two groups of leading bits and the rest. Products of such groups, and sums of those, fit into
 the 24 bits of float32 and are exact in any order; what has the rest in it is smaller by so many bits, and so is its
