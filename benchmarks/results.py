@@ -57,7 +57,7 @@ WIDENED = {  # heads of columns, and their figures
     "vote": "vote",
     "conflicts of the vote": "conflicts of the vote",
     "coverage macro, all": "coverage_macro_all",
-    "several": "coverage_macro_several",
+    "coverage macro, several": "coverage_macro_several",
     "total variation, several": "total_variation_several",
 }
 

@@ -156,6 +156,14 @@ def seconds(metrics_file: Path) -> float:
     return json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
 
 
+def parts_and_seeds(before: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """Seed and steps of a training, and of its parts where it went on from the weights described `before`."""
+    if not before:
+        return {"seed": seed, "steps": steps, "parts": None}
+    parts = before.get("parts") or before["steps"]
+    return {"seed": f"{before['seed']}, {seed}", "steps": before["steps"] + steps, "parts": f"{parts}, {steps}"}
+
+
 def provenance(weights: str | Path) -> dict[str, Any]:
     """How large a network is and how it was trained, as its file says, and what measures it."""
     content = checkpoint.describe(weights)
@@ -209,9 +217,7 @@ def make(
     about = {
         "task": task.name,
         "split": getattr(task, "split", None),
-        "seed": f"{before['seed']}, {seed}" if before else seed,  # of each part, where there are several
-        "steps": recipe.steps + before.get("steps", 0),
-        "parts": f"{before.get('parts', before['steps'])}, {recipe.steps}" if before else None,  # steps of each
+        **parts_and_seeds(before, recipe.steps, seed),
         "minutes": round(minutes, 1),
         "processor": platform.machine(),
         "evaluation": report.about,

@@ -47,5 +47,5 @@ class GRAMConfig(TRMConfig):
         if not self.noise:
             raise ValueError("a chain without noise (noise=False) has none to widen")
         if not 0 < factor < float("inf"):
-            raise ValueError(f"factor must be above 0, got {factor}")
+            raise ValueError(f"factor must be above 0 and finite, got {factor}")
         return replace(self, sigma_max=factor * self.sigma_max, sigma_min=factor * self.sigma_min)

@@ -5,8 +5,8 @@
 
 Two backends, devices or batch sizes add up products in different orders, and a recursion, or a KL between two
 means that are nearly equal, makes much of the last digit. With sums that do not round what is left is one rounding
-of each output. Everything stays in float32; where a GPU may take fewer bits for it (TF32, off unless asked for),
-sums round again.
+of each output. Everything stays in float32. Tried on CPUs; where a GPU takes fewer bits for float32 (TF32, off
+unless asked for), sums round again.
 
 Numbers are split into two groups of leading bits and the rest. Products of such groups, and sums of those, fit into
 the 24 bits of float32 and are exact in any order; what has the rest in it is smaller by so many bits, and so is its
@@ -82,6 +82,7 @@ def _slices(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     bits = (24 - (x.shape[-1] - 1).bit_length()) // 2
     _, exponent = torch.frexp(x.abs().amax(-1, keepdim=True))
+    exponent = exponent.clamp(min=2 * bits - 125)  # what is smaller has no bits to spare: no unit may be 0
     unit = torch.ldexp(torch.ones_like(x[..., :1]), exponent - bits)
     lead = (x / unit).round() * unit
     unit = unit / 2**bits

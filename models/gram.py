@@ -96,7 +96,8 @@ def widened(chain: GRAM, factor: float) -> GRAM:
     """A copy whose noise is `factor` times as wide: eps ~ N(mu(u), (factor · sigma(u))²), the same weights.
 
     What a temperature is to a language model: above 1 draws spread over more answers, and more of them are wrong
-    (measured: benchmarks/widening.py). Nothing is trained, and the guide stays what it is.
+    (measured: benchmarks/widening.py). Nothing is trained, and the guide stays what it is. The settings
+    of a run name its weights, not the factor.
 
     Args:
         chain: a chain with noise.

@@ -70,6 +70,7 @@ def _slices(x: Array) -> tuple[Array, Array, Array]:
     """
     bits = (24 - (x.shape[-1] - 1).bit_length()) // 2
     _, exponent = jnp.frexp(jnp.abs(x).max(-1, keepdims=True))
+    exponent = jnp.maximum(exponent, 2 * bits - 125)  # what is smaller has no bits to spare: no unit may be 0
     unit = jnp.ldexp(jnp.ones_like(x[..., :1]), exponent - bits)
     lead = jnp.round(x / unit) * unit
     unit = unit / 2**bits

@@ -245,16 +245,17 @@ class Colouring:
         """All canonical colourings of graphs `[G, n]`, in order; None where they are more than `MOST`."""
         earlier = np.tril(graphs.from_tokens(graph), -1) @ (1 << np.arange(self.n))  # bits of earlier neighbours
         which = np.arange(len(graph))
-        members = np.zeros((len(graph), self.colours), np.int64)  # the vertices of each colour, as bits
+        most = min(self.colours, self.n)
+        members = np.zeros((len(graph), most), np.int64)  # the vertices of each colour, as bits
         for i in range(self.n):
-            new = np.arange(self.colours) <= (members != 0).sum(1, keepdims=True)  # an old colour or the next one
+            new = np.arange(most) <= (members != 0).sum(1, keepdims=True)  # an old colour or the next one
             row, colour = (new & (members & earlier[which, i, None] == 0)).nonzero()
             if len(row) > MOST:
                 return None
             which, members = which[row], members[row]
             members[np.arange(len(row)), colour] |= 1 << i
         colours = np.zeros((len(which), self.n), np.int64)
-        for c in range(1, self.colours):
+        for c in range(1, most):
             colours += c * (members[:, c, None] >> np.arange(self.n) & 1)
         return which, colours
 

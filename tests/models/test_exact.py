@@ -1,5 +1,6 @@
 """`exact_sums`: float32 products whose sums do not round, on either backend, and nothing else changed."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_sums_are_rounded_once(inputs: int, bias: bool) -> None:
     assert ((found - exact).abs() <= half_a_digit + inputs**0.5 * 2.0 ** -(24 + bits) * largest).all()
     if inputs > 100:  # a plain layer is off by many digits
         assert ((layer(x) - exact).abs() > 4 * half_a_digit).double().mean() > 0.05
+
+
+@pytest.mark.parametrize("inputs", [1, 16, 128])
+def test_tiny_numbers_and_zeros_stay_finite(inputs: int) -> None:
+    """Where a slice's unit would underflow: plain results to the last digit that float32 has there."""
+    layer, x = layer_and_inputs(inputs, True)
+    for scale in (1e-20, 1e-30, 1e-36, 1e-44, 0.0):
+        for tiny, row in ((layer, x * scale), (scaled(layer, scale), x)):
+            torch.testing.assert_close(exact_sums(tiny)(row), tiny(row), rtol=1e-4, atol=1e-35)
+
+
+def scaled(layer: nn.Linear, scale: float) -> nn.Linear:
+    """A layer with tiny weights."""
+    copied = copy.deepcopy(layer)
+    copied.weight.data *= scale
+    return copied
 
 
 def test_gradients_are_those_of_the_plain_layer() -> None:
@@ -90,6 +107,9 @@ def test_jax_has_the_same_sums(bias: bool) -> None:
     exact, plain = exact_sums(layer)(x).detach().numpy(), layer(x).detach().numpy()
     assert (np.asarray(run(on_jax.exact_sums(twin), x.numpy())) == exact).mean() > 0.98
     assert (np.asarray(run(twin, x.numpy())) == plain).mean() < 0.5
+
+    tiny = run(on_jax.exact_sums(twin), 1e-34 * x.numpy())
+    np.testing.assert_allclose(tiny, run(twin, 1e-34 * x.numpy()), rtol=1e-4, atol=1e-35)
 
     def loss(layer: Any) -> Any:
         return (layer(x.numpy()) ** 2).sum()

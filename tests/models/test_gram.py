@@ -178,7 +178,7 @@ def test_a_widened_chain_has_its_noise_scaled_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
 def test_what_cannot_be_widened_is_one_clear_sentence(factor):
-    with pytest.raises(ValueError, match="factor must be above 0, got"):
+    with pytest.raises(ValueError, match="factor must be above 0 and finite, got"):
         widened(make_chain(), factor)
     with pytest.raises(ValueError, match="a chain without noise .* has none to widen"):
         widened(make_chain(noise=False), 1.5)

@@ -53,7 +53,7 @@ def test_the_prior_of_what_is_made_is_that_of_pytorch(both: tuple[Any, Any], nam
 
 
 def test_what_cannot_be_widened_is_one_clear_sentence(both: tuple[Any, Any]) -> None:
-    with pytest.raises(ValueError, match="factor must be above 0, got 0"):
+    with pytest.raises(ValueError, match="factor must be above 0 and finite, got 0"):
         on_jax.widened(both[1], 0.0)
     with pytest.raises(ValueError, match="has none to widen"):
         on_jax.widened(on_jax.without(both[1], noise=False), 1.5)
