@@ -55,14 +55,11 @@ GOALS = (
 WIDENED = {  # heads of columns, and their figures
     "one draw valid": "valid",
     "vote": "vote",
-    "conflicts of the vote": "conflicts of the vote",
+    "conflicts of the vote": "conflicts_vote",
     "coverage macro, all": "coverage_macro_all",
     "coverage macro, several": "coverage_macro_several",
     "total variation, several": "total_variation_several",
 }
-
-
-SAME_FIGURE = {"conflicts_vote": "conflicts of the vote"}  # of benchmarks.trainings, and of benchmarks.widening
 
 
 def family(measured: Sequence[dict[str, Any]]) -> str:
@@ -104,7 +101,7 @@ def goals() -> str:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             row = found["test"][str(found["chosen"])]
-            measured[f"{name}, [wider noise](#wider-noise)"] = row[SAME_FIGURE.get(figure, figure)]
+            measured[f"{name}, [wider noise](#wider-noise)"] = row[figure]
         for weights, values in measured.items():
             mean = float(np.mean(values))
             over = round(mean, 4) - round(least, 4)
@@ -160,8 +157,7 @@ def trained(path: Path) -> str:
     for name, values in report["figures"].items():
         limits = (report["limits"].get(kind, {}).get(name) for kind in ("uniform", "one answer"))
         cells = ["–" if limit is None else f"{limit:.4f}" for limit in limits]
-        spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-        lines.append(f"| {name.replace('_', ' ')} | {np.mean(values):.4f}{spread} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name.replace('_', ' ')} | {_spread(values)} | " + " | ".join(cells) + " |")
     if uniformity:
         figure = (
             f"chi-square of the {uniformity['draws']:,} right draws of seed 0 (p = {uniformity['p_value']:.0e})"

@@ -23,7 +23,8 @@ from probgram.models import GRAM, widened
 RESULTS = Path(__file__).parent / "results" / "widening"
 FACTORS, PRICE = (1.0, 1.2, 1.4, 1.7), 0.005
 PROBLEMS, WIDTH, DEPTH, SEEDS = 256, 20, 16, (0, 1, 2)
-FIGURES = ("valid", "pass_at_n", "vote", "coverage_macro_all", "coverage_macro_several", "total_variation_several")
+FIGURES = ("valid", "pass_at_n", "vote", "conflicts_vote", "coverage_macro_all", "coverage_macro_several",
+           "total_variation_several")  # fmt: skip
 
 
 def problems_of(task: Any, split: str) -> np.ndarray:
@@ -38,8 +39,8 @@ def figures(chain: GRAM, task: Any, x: np.ndarray, solutions: Any, seed: int) ->
     found = metrics.summarize(task, x, run.answers[-1].numpy(), solutions)
     found["vote"] = float(np.asarray(task.verify(x, vote(run).answers.numpy())).mean())
     if isinstance(task, tasks.Colouring):
-        found["conflicts of the vote"] = float(np.asarray(task.conflicts(x, vote(run).answers.numpy())).sum())
-    return {key: value for key, value in found.items() if key in FIGURES or key.startswith("conflicts")}
+        found["conflicts_vote"] = float(np.asarray(task.conflicts(x, vote(run).answers.numpy())).sum())
+    return {key: value for key, value in found.items() if key in FIGURES}
 
 
 def chosen(by_factor: dict[float, dict[str, float]]) -> float:
