@@ -173,10 +173,11 @@ def measured_frontier(path: Path) -> str:
     for written in found["verdicts"].values():  # today's words for the figures that were measured
         text = text.replace(written["text"], str(Verdict.from_dict(written)))
     verdict = "\n".join(f"* {line}" for line in text.splitlines())
+    data = " --data FOLDER" if name in RECIPES and RECIPES[name].reads else ""
     picture = f"![Depth and width of {name}](frontier_{name}.png)"
     parts = [
         f"## Depth or width: {name}",
-        f"`python -m benchmarks.frontiers {name}`",
+        f"`python -m benchmarks.frontiers {name}{data}`",
         verdict,
         picture,
         found["table"],
@@ -189,8 +190,8 @@ def boards_by_clues(path: Path) -> str:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
     return (
-        "## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9 --data FOLDER --weights FILE`, FILE being "
-        f"the weights of [sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of top95 and "
+        "## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9 --data FOLDER`, of the weights "
+        f"[sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of top95 and "
         f"sudokus_17 boards with an image in training are left out.\n\n{sudoku9.table(found)}"
     )
 

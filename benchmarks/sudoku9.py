@@ -1,11 +1,11 @@
 """Sudoku 9x9: what the weights solve, by the number of given cells and on the field's hard collections.
 
-    python -m benchmarks.sudoku9 --data FOLDER --weights FILE
+    python -m benchmarks.sudoku9 --data FOLDER
 
-The folder has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt; the file is of `benchmarks.trainings sudoku9`.
+The folder has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt.
 Boards are those of held-out symmetry orbits; of the other collections, those no image of which was trained on.
 "With cells given" are held-out boards some of whose blanks were filled from their answers, at random, the same
-boards in each of these rows. One network, prior samples, width 20, depth 16; ± is the standard error over
+boards in each of these rows. One network, prior samples, width 20, depth 64; ± is the standard error over
 problems. A row that is there is not measured again, unless the weights or the most boards of a row are others.
 """
 
@@ -25,7 +25,7 @@ from probgram.models import GRAM
 from probgram.tasks.sudoku_data import read_boards
 
 RESULT = Path(__file__).parent / "results" / "sudoku9" / "by_clues.json"
-WIDTH, DEPTH, ROWS = 20, 16, 32
+WIDTH, DEPTH, ROWS = 20, 64, 32
 BANDS = ((17, 17), (21, 23), (24, 26), (27, 34))  # the collection has next to none with 18 to 20
 GIVEN = (25, 33, 41, 49)
 
@@ -90,7 +90,7 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--weights", required=True, help="a shipped name or a file")
+    parser.add_argument("--weights", default="sudoku9", help="a shipped name or a file")
     parser.add_argument("--problems", type=int, default=64, help="the most boards in a row of the table")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()

@@ -81,24 +81,28 @@ RECURSIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "gram": lambda _: {"choices": {"blocks": 1, "refinements": 1, "transitions": 1}, "depth": 8},
 }
+# Short transitions leave time for many more steps, which pays where problems are large. Rows of a board have fixed
+# places, and a mixer has a weight for every two of them; a graph's vertices have none.
+SHORT = {"refinements": 1, "transitions": 1}
 RECIPES = {
     # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
     # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
     "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
-    "queens10": Recipe(partial(tasks.Queens, 10), 15_000),
+    "queens10": Recipe(partial(tasks.Queens, 10), 36_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}),
     "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 10_000),
-    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 10_000),
+    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 24_000, choices=SHORT, settings={"lr": 2e-3}),
     "sudoku4": Recipe(partial(tasks.Sudoku, 2), 4_000),
     "queens8-blank": Recipe(
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
     ),
     "sudoku9": Recipe(
         partial(tasks.Sudoku, 3, reveal=1.0),
-        6_000,
+        24_000,
         {"data": "sudoku/sudoku10k.txt"},
         choices={"dim": 64, "hidden": 172, "refinements": 2, "transitions": 1, "body": "mixer"},
         settings={"augment": True, "batch": 64, "lr": 2e-3},
         head_steps=500,
+        depth=64,  # the hard boards are still being solved there: `benchmarks.frontiers sudoku9`
     ),
     # The noise of tokens is independent within a transition, so it takes several to draw what belongs together;
     # with one to a depth step whatever a guide says costs as much as it saves, and it learns to say nothing.

@@ -195,9 +195,10 @@ class Tokens(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_p = self.logits.log_softmax(-1)
-        value = value.long().expand(torch.broadcast_shapes(value.shape, log_p.shape[:-1]))
-        log_p = log_p.expand(*value.shape, -1).gather(-1, value.clamp(min=0)[..., None])[..., 0]
-        return (log_p * (value >= 0)).sum(-1)
+        token, here = value.long().clamp(min=0), value >= 0
+        shape = torch.broadcast_shapes(value.shape, log_p.shape[:-1])
+        log_p = log_p.expand(*shape, -1).gather(-1, token.expand(shape)[..., None])[..., 0]
+        return (log_p * here).sum(-1)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw answers, int64 `[*sample_shape, ..., L]`."""

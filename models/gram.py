@@ -83,6 +83,12 @@ class GRAMGuide(Guide):
         hidden = F.silu(self.hidden(torch.cat([u, evidence.expand_as(u)], -1)))
         return _gaussian(self.mu(hidden), self.sigma(hidden), self.config, proposal.mask)
 
+    @property
+    def token_values(self) -> int | None:
+        """V: a token's noise sees its own token of y. None in a subclass that has changed what noise sees."""
+        own = type(self).posterior is GRAMGuide.posterior and type(self).encode is GRAMGuide.encode
+        return self.config.output_size if own else None
+
 
 def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     """Copy trained weights into the ablation with mu = 0 and/or sigma = 0."""

@@ -199,6 +199,16 @@ class Guide(nn.Module):
         """Return q(eps | u, y), with the shapes of the chain's prior."""
         raise NotImplementedError(f"{type(self).__name__} must define posterior(proposal, evidence, t)")
 
+    @property
+    def token_values(self) -> int | None:
+        """V, where the noise of a token depends on y by that token alone: q(eps | u, y) = Π_l q(eps_l | u, y_l).
+
+        The target `attributed` may then ask the guide once for each of V values of all tokens instead of once for
+        each known answer. It needs noise `[..., L, D]` (a first token of the task may come before L) and an
+        `Independent` over both. None, the default: no such factors.
+        """
+        return None
+
 
 class _ModuleChain(Chain):
     """A user's recursion with a Gaussian of fixed width on its state."""

@@ -241,6 +241,11 @@ class Guide(eqx.Module):
         """Return q(eps | u, y), with the shapes of the chain's prior."""
         raise NotImplementedError(f"{type(self).__name__} must define posterior(proposal, evidence, t)")
 
+    @property
+    def token_values(self) -> int | None:
+        """V, where the noise of a token depends on y by that token alone, as `probgram.Guide.token_values`."""
+        return None
+
     def state_dict(self) -> dict[str, Array]:
         """Every array by its name, as `Chain.state_dict`."""
         return named_arrays(self)

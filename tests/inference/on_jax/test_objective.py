@@ -30,7 +30,7 @@ from probgram.inference import objective as torch_objective
 from probgram.inference.drawing import Drawing, Problems
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax.objective import Objective, Rollout
-from probgram.models.on_jax import GRAM, Chain, GRAMGuide, Guide
+from probgram.models.on_jax import GRAM, Chain, GRAMConfig, GRAMGuide, Guide
 from probgram.models.on_jax.blocks import Tokens
 from probgram.models.on_jax.chain import named_arrays
 from probgram.models.on_jax.weights import replaced_arrays
@@ -214,6 +214,34 @@ def test_two_steps_after_each_other_are_torch_s(name: str, monkeypatch: pytest.M
 def test_in_float32_they_are_the_same_within_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps: the heads learn, and the rows come to their end."""
     compare(ObjectiveConfig(depth=2, **PARITY["step"]), False, 1e-5, monkeypatch, steps=2)
+
+
+class AskedByAnswer(GRAMGuide):
+    """The same densities, of which nobody knows that they have factors."""
+
+    token_values = None  # type: ignore[assignment]
+
+
+def test_a_guide_asked_by_token_says_what_it_says_answer_by_answer() -> None:
+    """Three values of a token, 27, 1 and 20 answers, padding at an end: the table is what is asked."""
+    chain = GRAM(GRAMConfig(4, 3, 3, dim=8, heads=2, blocks=1, hidden=8, refinements=1, transitions=2))
+    answers = np.zeros((3, 27, 4), int)
+    answers[..., :3] = list(itertools.product(range(3), repeat=3))
+    x = np.zeros((3, 4), int)
+    x[0, -1], answers[0, :, -1] = -1, -1
+    problems = Problems(x, answers, np.array([27, 1, 20]), np.zeros((2, 3), int))
+    found = []
+    for kind in (GRAMGuide, AskedByAnswer):
+        guide = kind(chain)
+        noise = np.random.default_rng(0)
+        arrays = {k: np.asarray(v) + 0.3 * noise.normal(size=v.shape) for k, v in named_arrays(guide).items()}
+        guide = replaced_arrays(guide, {k: v.astype(np.float32) for k, v in arrays.items()})
+        mine = Objective(chain, guide, ObjectiveConfig(particles=2))
+        found.append(compiled(lambda mine, key: mine(mine.begin(problems), key).rollout)(mine, jax.random.key(0)))
+    assert np.asarray(found[0].belief[:, 0]).std(-1).all()
+    largest = float(np.abs(found[1].belief).max())
+    np.testing.assert_allclose(found[0].belief, found[1].belief, rtol=0, atol=1e-5 * largest)
+    assert np.array_equal(found[0].target, found[1].target)
 
 
 # -- the same bound as NumPyro's ------------------------------------------------------------------------------
