@@ -191,8 +191,8 @@ def boards_by_clues(path: Path) -> str:
     about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
     return (
         "## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9 --data FOLDER`, of the weights "
-        f"[sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of top95 and "
-        f"sudokus_17 boards with an image in training are left out.\n\n{sudoku9.table(found)}"
+        f"[sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of easy50, top95 "
+        f"and sudokus_17 boards with an image in training are left out.\n\n{sudoku9.table(found)}"
     )
 
 

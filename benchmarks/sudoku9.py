@@ -2,7 +2,7 @@
 
     python -m benchmarks.sudoku9 --data FOLDER
 
-The folder has sudoku/sudoku10k.txt, top95.txt and sudokus_17.txt.
+The folder has sudoku/sudoku10k.txt, easy50.txt, top95.txt and sudokus_17.txt.
 Boards are those of held-out symmetry orbits; of the other collections, those no image of which was trained on.
 "With cells given" are held-out boards some of whose blanks were filled from their answers, at random, the same
 boards in each of these rows. One network, prior samples, width 20, depth 64; ± is the standard error over
@@ -69,7 +69,7 @@ def boards(task: tasks.Sudoku, folder: Path, most: int) -> dict[str, NDArray[np.
     for given in GIVEN:
         shown = order.argsort(1).argsort(1) < given
         rows[f"held out, 17 clues, with {given} cells given"] = np.where(shown, y[some], 0)
-    for name in ("top95", "sudokus_17"):
+    for name in ("easy50", "top95", "sudokus_17"):
         others = read_boards(folder / f"{name}.txt", (3, 3)).x.astype(np.int64)
         others = others[few(np.arange(len(others)))]
         rows[name] = others[~np.isin(task.orbits(others), trained)]

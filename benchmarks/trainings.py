@@ -81,16 +81,21 @@ RECURSIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "gram": lambda _: {"choices": {"blocks": 1, "refinements": 1, "transitions": 1}, "depth": 8},
 }
-# Short transitions leave time for many more steps, which pays where problems are large. Rows of a board have fixed
-# places, and a mixer has a weight for every two of them; a graph's vertices have none.
+# Short transitions leave time for many more optimiser steps, which pays where problems are large; 64 depth steps of
+# them cost what 16 of the usual ones do. Rows of a board have fixed places, and a mixer has a weight for every two
+# of them; a graph's vertices have none.
 SHORT = {"refinements": 1, "transitions": 1}
 RECIPES = {
     # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
     # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
     "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
-    "queens10": Recipe(partial(tasks.Queens, 10), 36_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}),
+    "queens10": Recipe(
+        partial(tasks.Queens, 10), 36_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}, depth=64
+    ),
     "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 10_000),
-    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 24_000, choices=SHORT, settings={"lr": 2e-3}),
+    "colouring10": Recipe(
+        partial(tasks.Colouring, 10, 0.5), 24_000, choices=SHORT, settings={"lr": 2e-3}, depth=64
+    ),
     "sudoku4": Recipe(partial(tasks.Sudoku, 2), 4_000),
     "queens8-blank": Recipe(
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000

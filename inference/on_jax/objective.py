@@ -455,7 +455,7 @@ def _by_token(
     for site in sites:
         everywhere = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (values, *leaf.shape)), site.proposal)
         posterior = guide.posterior(everywhere, evidence, site.t).base_dist
-        prior = chain.prior(everywhere, site.t).base_dist
+        prior = chain.prior(site.proposal, site.t).base_dist
         said = posterior.log_prob(site.value) + divergence(prior, posterior)
         table = table + said.sum(-1)[..., -length:].transpose(2, 3, 0, 1)  # [B, L, V, N]
     # Padding, below 0, is the same in all answers of a problem: any value adds the same to them.
