@@ -1,6 +1,7 @@
 """The shipped weights are what their card says."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from probgram.inference import first_verified, sample
 from probgram.models import GRAM, LoopedTransformer
 
 PROBLEMS, WIDTH = 48, 20
-OTHERS = ["sudoku4", "colouring8"]
+OTHERS = ["sudoku4", "colouring8", "queens10"]
+BOARDS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku" / "sudoku10k.txt"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,31 @@ def test_the_looped_transformer_follows_held_out_pointers_as_often_as_its_card_s
     right = float(task.verify(x, sample(looped, x, 1, 1).answers[-1].numpy()).mean())
     said = looped.about["figures"]["valid"]
     assert abs(right - said) < 4 * math.sqrt(said * (1 - said) / 200)
+
+
+def test_one_call_solves_a_sudoku() -> None:
+    """The first board of easy50.txt (norvig/pytudes, MIT)."""
+    board = "003020600900305001001806400008102900700000008006708200002609500800203009005010300"
+    solution = solve("sudoku9", board, width=8, seed=0)
+    assert solution.run.depth == 64
+    assert len(solution.accepted()) == 1
+    assert "4 8 3 9 2 1 6 5 7" in " ".join(str(solution).replace("|", " ").split())
+
+
+@pytest.mark.slow
+def test_held_out_sudokus_are_solved_as_often_as_the_card_says() -> None:
+    """64 boards: four standard errors of a share below the card's, false alarm 3e-5 each."""
+    if not BOARDS.is_file():
+        pytest.skip(f"{BOARDS.name} is not in the folder of shared data")
+    solver = GRAM.from_pretrained("sudoku9")
+    task = tasks.Sudoku(3, BOARDS)
+    x = task.examples("test")[0]
+    x = x[np.random.default_rng(1).choice(len(x), 64, replace=False)]
+    run = sample(solver, x, WIDTH, solver.about["evaluation"]["depth"], seed=11, keep="last")
+    valid = task.verify(run.x, run.answers[-1])  # [N, B]
+    for figure, found in (("valid", valid.float().mean()), ("pass_at_n", valid.any(0).float().mean())):
+        said = solver.about["figures"][figure]
+        assert float(found) > said - 4 * math.sqrt(said * (1 - said) / 64), figure
 
 
 @pytest.mark.slow
