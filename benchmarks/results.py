@@ -188,7 +188,7 @@ def measured_frontier(path: Path) -> str:
 def boards_by_clues(path: Path) -> str:
     """What the Sudoku weights solve, by given cells."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items() if value is not None)
     return (
         "## Sudoku 9x9, by given cells\n\n`python -m benchmarks.sudoku9 --data FOLDER`, of the weights "
         f"[sudoku9](#sudoku9): {about}. ± is the standard error over problems. Of easy50, top95 "
