@@ -19,8 +19,6 @@ from probgram.inference import frontier
 from probgram.models import GRAM, LoopedTransformer, Perturbed
 
 RESULTS, PICTURES = Path(__file__).parent / "results" / "frontiers", Path(__file__).parent.parent / "docs"
-
-
 Case = tuple[Any, Any, tuple[int, ...]]  # chain, task, depths
 
 

@@ -82,8 +82,8 @@ RECURSIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "gram": lambda _: {"choices": {"blocks": 1, "refinements": 1, "transitions": 1}, "depth": 8},
 }
 # Short transitions leave time for many more optimiser steps, which pays where problems are large; 64 depth steps of
-# them cost what 16 of the usual ones do. Rows of a board have fixed places, and a mixer has a weight for every two
-# of them; a graph's vertices have none.
+# them pass through f as often as 16 of the usual ones. Rows of a board have fixed places, and a mixer has a weight
+# for every two of them; a graph's vertices have none.
 SHORT = {"refinements": 1, "transitions": 1}
 RECIPES = {
     # One draw is right in a little over half, and in three quarters, of the cases in the early states, of which
