@@ -30,6 +30,7 @@ from torch.distributions import kl_divergence
 
 from probgram import state as trees
 from probgram.chain import Chain, Guide
+from probgram.inference.attribution import said_by_noise
 from probgram.inference.handlers import GuidedSite, guided, start, weighted
 from probgram.inference.objective_config import ObjectiveConfig as ObjectiveConfig
 from probgram.inference.resampling import adaptive, systematic
@@ -344,70 +345,14 @@ class Objective(nn.Module):
         return scores.movedim(0, -1).masked_fill(_beyond(rollout), -torch.inf)
 
     def _belief(self, rollout: Rollout, sites: list[GuidedSite]) -> Tensor:
-        """Add what the noise that carries on says for each answer: log q/p less its mean over the prior.
-
-        Only problems with several answers are looked at, an answer a row: no padding is computed.
-        """
-        n, device = len(rollout.target), rollout.x.device
-        if rollout.belief is None:
-            belief = torch.zeros(n, *rollout.answers.shape[:2], device=device)
-        else:
-            belief = rollout.belief * (rollout.age > 0).to(device)[:, None]
-        ambiguous = rollout.counts > 1
-        several = (torch.arange(belief.shape[-1]) < rollout.counts[:, None]) & ambiguous[:, None]
-        rows, answer = several.nonzero(as_tuple=True)  # R of them
-        if len(rows):
-            values = None if self.guide is None else self.guide.token_values
-            problems, of = ambiguous.nonzero()[:, 0].to(device), (ambiguous.cumsum(0) - 1)[rows].to(device)
-            # Twice: so that it is worth the gathering.
-            by_token = values is not None and 2 * values * len(problems) < len(rows)
-            rows, answer = rows.to(device), answer.to(device)
-            answers = rollout.answers[rows, answer]
-            with self._network():
-                if by_token:
-                    said = self._by_token(problems, of, answers, sites)
-                else:
-                    said = self._by_answer(rows, answers, sites)
-            belief[:, rows, answer] += said.float()
+        """Add what the noise that carries on says for each answer; -inf beyond the count, `[N, B, M]`."""
+        assert self.guide is not None
+        with self._network():
+            belief = said_by_noise(self.chain, self.guide, sites, rollout.answers, rollout.counts)
+        if rollout.belief is not None:
+            belief = belief + rollout.belief * (rollout.age > 0).to(belief.device)[:, None]
         real = belief.masked_fill(_beyond(rollout), -torch.inf)
         return real - real.amax(-1, keepdim=True)
-
-    def _by_answer(self, rows: Tensor, answers: Tensor, sites: list[GuidedSite]) -> Tensor:
-        """What the noise says for answers `[R, L]` of the problems `rows` `[R]`, `[N, R]`.
-
-        Up to what is the same for all answers of a problem.
-        """
-        assert self.guide is not None
-        evidence = self.guide.encode(answers.expand(len(sites[0].value), -1, -1))
-        said = []
-        for site in sites:
-            proposal = trees.map_state(lambda leaf: leaf[:, rows], site.proposal)  # [N, R, ...]
-            posterior = self.guide.posterior(proposal, evidence, site.t)
-            prior = self.chain.prior(proposal, site.t)
-            # log p(eps | u) is the same for every answer, and so is left out.
-            said.append(posterior.log_prob(site.value[:, rows]) + kl_divergence(prior, posterior))
-        return torch.stack(said).sum(0)
-
-    def _by_token(self, problems: Tensor, of: Tensor, answers: Tensor, sites: list[GuidedSite]) -> Tensor:
-        """The same from a table of what the noise at each token says for each of its values.
-
-        A graph of ten vertices has hundreds of colourings and three colours: the guide is asked three times.
-        `problems` `[P]` are those with several answers, and answer r is of problem `of[r]` of them.
-        """
-        assert self.guide is not None and self.guide.token_values is not None
-        values, length = self.guide.token_values, answers.shape[-1]
-        constant = torch.arange(values, device=answers.device)[:, None].expand(-1, length)
-        evidence = self.guide.encode(constant)[:, None, None]  # [V, 1, 1, ...]
-        table = torch.zeros((), device=answers.device)
-        for site in sites:
-            proposal = trees.map_state(lambda leaf: leaf[:, problems], site.proposal)  # [N, P, ...]
-            everywhere = trees.map_state(lambda leaf: leaf.expand(values, *leaf.shape), proposal)
-            posterior = self.guide.posterior(everywhere, evidence, site.t).base_dist
-            prior = self.chain.prior(proposal, site.t).base_dist
-            said = posterior.log_prob(site.value[:, problems]) + kl_divergence(prior, posterior)
-            table = table + said.sum(-1)[..., -length:].permute(2, 3, 0, 1)  # [P, L, V, N]
-        # Padding, below 0, is the same in all answers of a problem: any value adds the same to them.
-        return table[of[:, None], torch.arange(length, device=of.device), answers.clamp(min=0)].sum(1).T
 
     # -- precision --------------------------------------------------------------------------------------------
 

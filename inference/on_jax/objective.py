@@ -13,7 +13,6 @@ et al., arXiv 1705.09279, section 3.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,6 +25,7 @@ from jax import Array
 
 from probgram.inference.drawing import Problems
 from probgram.inference.objective_config import ObjectiveConfig as ObjectiveConfig
+from probgram.inference.on_jax.attribution import said_by_noise
 from probgram.inference.on_jax.devices import spread, spread_problems
 from probgram.inference.on_jax.handlers import (
     GuidedSite,
@@ -395,73 +395,13 @@ class Objective(eqx.Module):
         return jnp.where(_beyond(rollout), -jnp.inf, scores)
 
     def _belief(self, rollout: Rollout, sites: list[GuidedSite]) -> Array:
-        """Add what the noise that carries on says for each answer: log q/p less its mean over the prior."""
+        """Add what the noise that carries on says for each answer; -inf beyond the count, `[N, B, M]`."""
         assert self.guide is not None and rollout.belief is not None
-        guide, chain, sites = (_cut(part) for part in (self.guide, self.chain, sites))
-        belief = jnp.where((rollout.age > 0)[:, None], rollout.belief, 0.0)
-        several = ~_beyond(rollout) & (rollout.counts > 1)[:, None]  # [B, M]
-        by_answer = partial(_by_answer, chain, guide, sites, rollout.answers, several)
-        if guide.token_values is None:
-            belief = by_answer(belief)
-        else:
-            by_token = partial(_by_token, chain, guide, sites, rollout.answers, several)
-            # Twice: so that it is worth the gathering.
-            fewer = 2 * guide.token_values * (rollout.counts > 1).sum() < several.sum()
-            belief = jax.lax.cond(fewer, by_token, by_answer, belief)
+        chain, guide, sites = (_cut(part) for part in (self.chain, self.guide, sites))
+        said = said_by_noise(chain, guide, sites, rollout.answers, rollout.counts)
+        belief = jnp.where((rollout.age > 0)[:, None], rollout.belief, 0.0) + said
         real = jnp.where(_beyond(rollout), -jnp.inf, belief)
         return real - real.max(-1, keepdims=True)
-
-
-def _by_answer(
-    chain: Any, guide: Any, sites: list[GuidedSite], answers: Array, several: Array, belief: Array
-) -> Array:
-    """What the noise says for each answer, up to what is the same for all of a problem's, added where `several`.
-
-    B answers at a time, those of problems with several: no padding is computed.
-    """
-    n, b, m = belief.shape
-    (wanted,) = several.reshape(-1).nonzero(size=b * m, fill_value=0)
-    number = several.sum()
-
-    def add(chunk: Array, belief: Array) -> Array:
-        index = jax.lax.dynamic_slice_in_dim(wanted, chunk * b, b)
-        real = chunk * b + jnp.arange(b) < number
-        rows, answer = index // m, index % m
-        y = answers[rows, answer]
-        evidence = guide.encode(jnp.broadcast_to(y, (n, *y.shape)))
-        said = jnp.zeros((n, b))
-        for site in sites:
-            proposal = jax.tree.map(lambda leaf: leaf[:, rows], site.proposal)  # [N, B, ...]
-            posterior = guide.posterior(proposal, evidence, site.t)
-            prior = chain.prior(proposal, site.t)
-            # log p(eps | u) is the same for every answer, and so is left out.
-            said = said + posterior.log_prob(site.value[:, rows]) + divergence(prior, posterior)
-        return belief.at[:, rows, answer].add(jnp.where(real, said, 0.0).astype(belief.dtype))
-
-    return jax.lax.fori_loop(0, -(-number // b), add, belief)
-
-
-def _by_token(
-    chain: Any, guide: Any, sites: list[GuidedSite], answers: Array, several: Array, belief: Array
-) -> Array:
-    """The same from a table of what the noise at each token says for each of its values.
-
-    A graph of ten vertices has hundreds of colourings and three colours: the guide is asked three times.
-    """
-    values, length = guide.token_values, answers.shape[-1]
-    constant = jnp.broadcast_to(jnp.arange(values)[:, None], (values, length))
-    evidence = guide.encode(constant)[:, None, None]  # [V, 1, 1, ...]
-    table = jnp.zeros(())
-    for site in sites:
-        everywhere = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (values, *leaf.shape)), site.proposal)
-        posterior = guide.posterior(everywhere, evidence, site.t).base_dist
-        prior = chain.prior(site.proposal, site.t).base_dist
-        said = posterior.log_prob(site.value) + divergence(prior, posterior)
-        table = table + said.sum(-1)[..., -length:].transpose(2, 3, 0, 1)  # [B, L, V, N]
-    # Padding, below 0, is the same in all answers of a problem: any value adds the same to them.
-    problem, token = jnp.arange(len(answers))[:, None, None], jnp.arange(length)
-    added = table[problem, token, jnp.maximum(answers, 0)].sum(2)  # [B, M, N]
-    return belief + jnp.where(several, jnp.moveaxis(added, -1, 0), 0.0).astype(belief.dtype)
 
 
 @contextmanager
