@@ -16,6 +16,7 @@ from probgram.chain import Chain, Guide
 from probgram.inference.handlers import GuidedSite
 
 AT_ONCE = 8  # batches' worth of answers that the guide is asked about at a time: a bound on memory
+WHOLE = 64  # answers are asked about in multiples of so many
 
 
 def said_by_noise(chain: Chain, guide: Guide, sites: list[GuidedSite], answers: Tensor, counts: Tensor) -> Tensor:
@@ -53,15 +54,21 @@ def said_by_noise(chain: Chain, guide: Guide, sites: list[GuidedSite], answers: 
 
 
 def _by_answer(chain: Chain, guide: Guide, sites: list[GuidedSite], rows: Tensor, answers: Tensor) -> Tensor:
-    """Scores of answers `[R, L]` of the problems `rows` `[R]`, `[N, R]`."""
-    n, b = sites[0].value.shape[:2]
+    """Scores of answers `[R, L]` of the problems `rows` `[R]`, `[N, R]`.
+
+    R is another number each time, and a library of kernels prepares itself for every new shape: repeated rows fill
+    it up to one of few numbers.
+    """
+    (n, b), number = sites[0].value.shape[:2], len(rows)
+    filled = torch.arange(-(-number // WHOLE) * WHOLE, device=rows.device) % number
+    rows, answers = rows[filled], answers[filled]
     return torch.cat(
         [
             _asked(chain, guide, sites, few, some.expand(n, -1, -1))
             for few, some in zip(rows.split(AT_ONCE * b), answers.split(AT_ONCE * b), strict=True)
         ],
         dim=1,
-    )
+    )[:, :number]
 
 
 def _asked(chain: Chain, guide: Guide, sites: list[GuidedSite], rows: Tensor, answers: Tensor) -> Tensor:

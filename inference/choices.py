@@ -38,6 +38,23 @@ def check_decode(decode: str) -> None:
         raise ValueError(f'decode must be "mode" or "sample", got {decode!r}')
 
 
+def check_observed(y: Any, told: Any, observed: Any) -> None:
+    """Raise ValueError where a mask does not say which tokens of answers y `[B, L]` count.
+
+    Args:
+        y: answers, of any library.
+        told: bool `[B, L]`, where y holds a token.
+        observed: the mask, `[B, L]` or `[L]`.
+    """
+    shape = tuple(observed.shape)
+    if not str(observed.dtype).endswith("bool") or shape not in (y.shape[-1:], tuple(y.shape)):
+        raise ValueError(
+            f"observed must be bool [{y.shape[-1]}] or {list(y.shape)}, got {observed.dtype} of shape {list(shape)}"
+        )
+    if bool((observed & ~told).any()):
+        raise ValueError("observed must not count tokens that y does not hold (below 0 or NaN)")
+
+
 def check_move(rejuvenate: Any, decode: str, fits: bool) -> None:
     """Raise ValueError where rejuvenation has no move, or nothing to move: `fits` says whether the model has."""
     if rejuvenate is None:

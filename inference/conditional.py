@@ -30,7 +30,7 @@ from probgram import state as trees
 from probgram.inference import resampling, smc
 from probgram.inference.faults import all_dead, report_dead, still_running
 from probgram.inference.genealogy import draw_slots, transition_density
-from probgram.inference.handlers import mix
+from probgram.inference.handlers import evaluating, mix
 from probgram.inference.kernels import PlainModel
 from probgram.inference.potentials import Potential, View
 from probgram.inference.progress import ProgressBar
@@ -276,14 +276,14 @@ def conditional(
         device=device,
     )
     algorithm = replace(algorithm, resample=rule)
-    with handler.at(-1, noise):
+    with evaluating(model), handler.at(-1, noise):
         state = smc.init(algorithm, seed)
     drawn, states, ancestors, figures = [handler.drawn], [], [], []
     while state.t < depth:
         if transition is not None and noise is not None and rule is not None and state.t > 0:
             kept = _ancestor(transition, algorithm, state, noise[state.t + 1])
             algorithm = replace(algorithm, resample=replace(rule, scheme=_keeping_another(rule.scheme, kept)))
-        with handler.at(state.t, noise):
+        with evaluating(model), handler.at(state.t, noise):
             state, info = smc.step(algorithm, state)
         if ancestor_sampling and state.t <= 2:  # one step is no proof: a first proposal may be 0
             _check_state_is_noise(state.latent, handler.drawn)

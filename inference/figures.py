@@ -119,7 +119,7 @@ def _one_seed(
 ) -> dict[str, float]:
     parts, weights, selected, conflicts = [], [], [], []
     for row in range(0, len(x), rows):
-        run = draw(x[row : row + rows], seed)
+        run = draw(x[row : row + rows], seed).canonical(task)
         chosen = select(run)
         right = {name: task.verify(run.x, answers) for name, answers in chosen.items()}
         if hasattr(task, "conflicts"):

@@ -51,7 +51,8 @@ def one_seed(
     for first in range(0, len(x), rows):
         # A seed of its own for each batch: under one seed their problems would share their noise.
         key = seed if first == 0 else mix(seed, first)
-        run = _at(sample(chain, x[first : first + rows], widths[-1], depths[-1], key), depths)
+        run = sample(chain, x[first : first + rows], widths[-1], depths[-1], key).canonical(task)
+        run = _at(run, depths)
         known = None if counts is None else counts[first : first + rows]
         parts.append(_scores(run, task, known, widths, select))
     return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}

@@ -8,8 +8,8 @@
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -263,6 +263,19 @@ def start(model: Any, batch_shape: tuple[int, ...], *args: Any) -> Any:
 def validation(on: bool) -> AbstractContextManager[Any]:
     """Leave Pyro's checks as they are, or switch them off: they read values back, so a first step is enough."""
     return nullcontext() if on else pyro.validation_enabled(False)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a module and what is in it into evaluation mode for the time being: a draw is the law of inference."""
+    training = [part for part in model.modules() if part.training] if isinstance(model, torch.nn.Module) else []
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 BLOCK = 64  # particles whose noise comes from one key

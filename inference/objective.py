@@ -112,7 +112,7 @@ class Objective(nn.Module):
         task: verifies decoded answers, for the heads' labels; None compares them with the known answers.
 
     Raises:
-        ValueError: an option that needs a guide without one.
+        ValueError: an option that needs a guide without one, or a depth that the chain is not made for.
     """
 
     def __init__(
@@ -129,6 +129,12 @@ class Objective(nn.Module):
         self.rule = rule_of(self.config.target)
         if guide is None and self.rule is attributed:
             raise ValueError("target=attributed asks the guide which answer the noise argues for: it needs a guide")
+        made_for = chain.fixed_depth
+        if made_for not in (None, self.config.depth):
+            raise ValueError(
+                f"{type(chain).__name__} is made for {made_for} depth steps, so the objective's depth must be "
+                f"{made_for}, got {self.config.depth}"
+            )
         self.chain, self.guide, self.task = chain, guide, task
         self.share = Share()  # this process's rows of the global batch
         self.autocast: torch.dtype | None = None  # type the network computes in; None: its parameters' own

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from probgram.inference.choices import check_observed
 from probgram.inference.sampling import decoded
 from probgram.run import Run
 
@@ -205,10 +206,10 @@ class Likelihood(Potential):
         self.y = torch.as_tensor(y)
         if self.y.dim() == 1:
             self.y = self.y[None]
-        if observed is None:
-            self.observed = ~self.y.isnan() if self.y.is_floating_point() else self.y >= 0
-        else:
-            self.observed = torch.as_tensor(observed).expand(self.y.shape)
+        told = ~self.y.isnan() if self.y.is_floating_point() else self.y >= 0
+        self.observed = told if observed is None else torch.as_tensor(observed)
+        check_observed(self.y, told, self.observed)
+        self.observed = self.observed.expand(self.y.shape)
         self.anneal = anneal
         self._checked = False
         self.evidence = "last" if anneal else "every"
@@ -229,7 +230,7 @@ class Likelihood(Potential):
         base, logits = getattr(readout, "base_dist", None), getattr(readout, "logits", None)
         if logits is not None and tuple(logits.shape[-2:-1]) == tuple(y.shape[-1:]):  # tokens, as GRAM's
             law = torch.distributions.Categorical(logits=logits, validate_args=False)
-            log_p = torch.where(observed, law.log_prob(y.clamp(min=0)), 0.0).sum(-1)
+            log_p = torch.where(observed, law.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
         elif base is not None and tuple(base.batch_shape[-1:]) == tuple(y.shape[-1:]):
             log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
         elif bool(self.observed.all()):
@@ -250,8 +251,11 @@ class Likelihood(Potential):
         if length and length[0] != self.y.shape[-1]:
             raise ValueError(f"y must hold the {length[0]} tokens of the readout, got {self.y.shape[-1]}")
         logits = getattr(readout, "logits", getattr(getattr(readout, "base_dist", None), "logits", None))
-        if logits is not None and int(self.y.max()) >= logits.shape[-1]:
-            raise ValueError(f"y must hold tokens below {logits.shape[-1]}, got {int(self.y.max())}")
+        if logits is None:
+            return
+        most = int(torch.where(self.observed, self.y, 0).max())
+        if most >= logits.shape[-1]:
+            raise ValueError(f"y must hold tokens below {logits.shape[-1]}, got {most}")
 
 
 likelihood = Likelihood

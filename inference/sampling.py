@@ -18,7 +18,7 @@ from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
 from probgram.inference.choices import check_decode, check_halting
-from probgram.inference.handlers import BLOCK, seeded, validation
+from probgram.inference.handlers import BLOCK, evaluating, seeded, validation
 from probgram.inference.handlers import start as start_state
 from probgram.trajectories import Trajectories
 
@@ -109,23 +109,24 @@ def sample(
         def save(piece: _Piece) -> None:
             growing.append(_join([piece], x, task, seed, settings))
 
-    pieces = [
-        _sample_chunk(
-            chain,
-            x,
-            first,
-            min(chunk or width, width - first),
-            depth,
-            seed,
-            keep,
-            decode,
-            None if halt_probability is None else logit(halt_probability),
-            callback,
-            start,
-            save,
-        )
-        for first in range(0, width, chunk or width)
-    ]
+    with evaluating(chain):
+        pieces = [
+            _sample_chunk(
+                chain,
+                x,
+                first,
+                min(chunk or width, width - first),
+                depth,
+                seed,
+                keep,
+                decode,
+                None if halt_probability is None else logit(halt_probability),
+                callback,
+                start,
+                save,
+            )
+            for first in range(0, width, chunk or width)
+        ]
     return _join(pieces, x, task, seed, settings)
 
 

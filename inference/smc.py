@@ -18,6 +18,7 @@ Introduction to Sequential Monte Carlo", 2020, algorithm 10.3 (adaptive resampli
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from numbers import Integral
@@ -47,7 +48,7 @@ from probgram.inference.choices import evidence as evidence_of
 from probgram.inference.columns import leave, merged
 from probgram.inference.faults import FilterError as FilterError
 from probgram.inference.faults import all_dead, check_factors, report_dead, still_running
-from probgram.inference.handlers import keyed, mix, seeded
+from probgram.inference.handlers import evaluating, keyed, mix, seeded
 from probgram.inference.kernels import Kernel, PlainKernel, PyroKernel, as_kernel
 from probgram.inference.kernels import PlainModel as PlainModel
 from probgram.inference.potentials import Potential, View, as_potential
@@ -523,7 +524,7 @@ def run(
     """
     depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
     offset = continuation.offset(start, width, seed, islands, potential)
-    with torch.set_grad_enabled(gradient):
+    with torch.set_grad_enabled(gradient), nullcontext() if gradient else evaluating(model):
         algorithm = build(
             model,
             *args,

@@ -67,7 +67,8 @@ def fit(
         data: a `Task`, a pair of integer arrays (x `[P, ...]`, y `[P, L]`), `KnownAnswers` or a `Dataset` of pairs.
         steps: optimiser steps in all; a resumed run counts those it has taken.
         objective: options of the bound; None: `recipes.default`.
-        only: names of the chain's submodules to train, such as its heads; the rest stays as it is. () trains all.
+        only: names of the chain's submodules to train, such as its heads; the rest stays as it is, in evaluation
+            mode. () trains all.
         folder: keeps `training.safetensors` and `metrics.jsonl`; a run found there is continued bit for bit.
         callbacks: called with a `FitView` whenever metrics are written.
         progress: show a progress bar.
@@ -85,7 +86,7 @@ def fit(
     objective = objective or default(guide, data)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), _trainable(chain, guide, only):
-        run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder))
+        run = _Run(chain, guide, data, steps, objective, config, None if folder is None else Path(folder), only)
         return run.loop(callbacks, progress)
 
 
@@ -143,8 +144,10 @@ class _Run:
         objective: ObjectiveConfig,
         config: FitConfig,
         folder: Path | None,
+        only: Sequence[str],
     ) -> None:
         self.chain, self.guide, self.steps, self.config, self.folder = chain, guide, steps, config, folder
+        self.only = only
         self.task = data if isinstance(data, Task) else None
         known = as_known_answers(data)
         chain.check(torch.as_tensor(known.x))
@@ -216,7 +219,7 @@ class _Run:
         saved = started = time.monotonic()
         before = self.seconds
         bar = ProgressBar(self.steps, self.step, progress and self.fabric.is_global_zero)
-        self.raw.train()
+        self._training_mode()
         try:
             with bar:
                 while self.step < self.steps and not stopped:
@@ -246,6 +249,12 @@ class _Run:
         self.raw.load_state_dict(self.averages)
         self.raw.eval()
         return FitResult(self.chain, self.guide, self.step, finished, history)
+
+    def _training_mode(self) -> None:
+        """Training mode for what is trained: the rest of a chain does what it does at inference."""
+        self.raw.train(not self.only)
+        for name in self.only:
+            self.chain.get_submodule(name).train()
 
     def _optimise(self) -> dict[str, Tensor]:
         """One optimiser step; its metrics stay on the device."""
@@ -310,7 +319,7 @@ class _Run:
             run = sample(self.chain, self.held_out, width=width, depth=self.raw.config.depth, seed=0, keep="last")
         finally:  # an interrupt must not leave the averages behind
             self.raw.load_state_dict(own)
-            self.raw.train()
+            self._training_mode()
         return float(self.task.verify(run.x, run.answers[-1]).float().mean())
 
     def _write(self, line: dict[str, float]) -> None:

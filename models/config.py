@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from probgram.tasks.drawn import check_whole
+
 
 @dataclass(frozen=True)
 class ReasonerConfig:
@@ -17,12 +19,21 @@ class ReasonerConfig:
     body: str = "attention"  # or "mixer": attention-free
     tasks: int = 0  # > 0: the first token of x names one of so many tasks, and gets a token of its own
 
+    def __post_init__(self) -> None:
+        sizes = ("length", "input_size", "output_size", "dim", "heads", "blocks", "hidden")
+        check_whole(**{name: getattr(self, name) for name in sizes})
+        check_whole(0, tasks=self.tasks)
+
 
 @dataclass(frozen=True)
 class LoopedConfig(ReasonerConfig):
     """Sizes of a looped transformer."""
 
     transitions: int = 8  # loops in a depth step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(transitions=self.transitions)
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class TRMConfig(ReasonerConfig):
 
     refinements: int = 3  # K
     transitions: int = 2  # T
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(refinements=self.refinements, transitions=self.transitions)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,14 @@ class EqRConfig(TRMConfig):
     """Sizes, time scales, and what shapes the attractors."""
 
     damping: float = 0.95  # lambda; 1: none
-    sigma: float = 0.01  # standard deviation of the path noise
+    sigma: float = 0.01  # standard deviation of the path noise; 0: none
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be above 0, got {self.sigma}")
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma must be at least 0, got {self.sigma}")
 
 
 class Settling(NamedTuple):
@@ -72,7 +73,9 @@ class EqR(TRM):
     def prior(self, proposal: Proposal, t: int) -> dist.TorchDistribution:
         """p(eps) = N(0, sigma²) for both levels, event `[2, L, D]`."""
         zeros = torch.zeros_like(proposal.u)
-        return dist.Normal(torch.stack([zeros, zeros], -3), self.config.sigma).to_event(3)
+        zeros = torch.stack([zeros, zeros], -3)
+        law = dist.Normal(zeros, self.config.sigma) if self.config.sigma else dist.Delta(zeros)
+        return law.to_event(3)
 
     def move(self, proposal: Any, eps: Tensor) -> Settling:
         """Add the noise to both levels."""
@@ -82,7 +85,9 @@ class EqR(TRM):
     def step(self, state: Settling, t: int, context: Context) -> Settling:
         """One depth step, and how far it moved the state."""
         moved = super().step(state, t, context)
-        square = (moved.h - state.h).square().sum((-1, -2)) + (moved.l - state.l).square().sum((-1, -2))
+        mask = reached(context.mask, state.h)  # of tokens that others may have shaken, such as `Perturbed`
+        by = [masked(moved.h - state.h, mask), masked(moved.l - state.l, mask)]
+        square = torch.stack(by).square().sum((0, -1, -2))
         tokens = state.h.shape[-2] if context.mask is None else context.mask.sum(-1)
         return moved._replace(residual=(square / (2 * tokens * self.config.dim)).sqrt())
 

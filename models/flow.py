@@ -38,6 +38,7 @@ class LoopedFlowConfig(TRMConfig):
     sigma: float = 0.1  # noise of the path, above 0; near 0 it is Euler's method
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or not self.sigma > 0:
             raise ValueError(f"steps must be at least 1 and sigma above 0, got {self.steps} and {self.sigma}")
 
@@ -69,7 +70,7 @@ class LoopedFlow(TRM):
     codes: Tensor
 
     def _build(self) -> None:
-        self.transitions = 1
+        self.transitions, self.fixed_depth = 1, self.config.steps
         self.inlet = nn.Linear(self.config.dim + 1, self.config.dim)
         self.register_buffer("codes", rms_norm(torch.randn(self.config.output_size, self.config.dim)))
 

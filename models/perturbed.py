@@ -40,7 +40,8 @@ class Perturbed(Chain):
         if isinstance(on, str) or not on:
             raise ValueError(f"on must be a sequence of leaf names, got {on!r}")
         self.chain, self.sigma, self.on = chain, float(sigma), tuple(on)
-        self.transitions, self.homogeneous, self.about = chain.transitions, chain.homogeneous, dict(chain.about)
+        self.transitions, self.fixed_depth = chain.transitions, chain.fixed_depth
+        self.homogeneous, self.about = chain.homogeneous, dict(chain.about)
 
     def step(self, state: State, t: int, context: Context) -> State:
         """Perturb the state, then take the chain's depth step."""

@@ -6,7 +6,8 @@ The recursion is TRM's. The network differs from ours in details, which `Publish
     norm      x / sqrt(mean(x²) + 1e-5); without attention the first of a block is taken over tokens, not features
     decoder   a linear map without bias; the halt head is a linear map of the first token of h
 
-Tokens are the published data sets' own: for Sudoku 1 is a blank and digit d is d + 1, for ARC colour c is c + 2.
+Tokens are the published data sets' own: for Sudoku 1 is a blank and digit d is d + 1, as `tasks.Shifted(Sudoku(3))`
+has them; for ARC colour c is c + 2.
 A file says neither its time scales nor its number of attention heads: they are in the `all_config.yaml` beside it.
 
 Source: Jolicoeur-Martineau, arXiv 2510.04871, and the names in the published checkpoints.
@@ -144,6 +145,10 @@ def load_published_trm(
             mix_hidden, front = found["L_level.layers.0.mlp_t.down_proj.weight"].shape[::-1]
             front -= length
         identifiers = found.pop("puzzle_emb.weights", torch.zeros(1, 0))
+        if identifiers.shape[1] > front * dim:
+            raise CheckpointError(
+                f"{path} embeds a puzzle in {identifiers.shape[1]} numbers, more than {front} front tokens hold"
+            )
         config = PublishedConfig(
             length,
             size,

@@ -37,11 +37,13 @@ class Chain(nn.Module):
 
     Attributes:
         transitions: T, transitions in a depth step.
+        fixed_depth: S, where the chain is made for one number of depth steps; None: any.
         homogeneous: whether `propose` and `prior` ignore t; then problems of different depths may share a batch.
         about: what was saved beside its weights: task, seeds, figures.
     """
 
     transitions: int = 1
+    fixed_depth: int | None = None
     homogeneous: bool = False
     about: Mapping[str, Any] = MappingProxyType({})
 

@@ -85,6 +85,14 @@ class Run(Generic[Array]):
         if not self.depths:
             object.__setattr__(self, "depths", tuple(range(1, answers[0] + 1)))
 
+    def canonical(self, task: Any) -> Self:
+        """The run with answers that say the same made equal, where the task has such (`Arc`), else itself.
+
+        `solve`, `evaluate` and `frontier` ask for it; before `vote` or `distinct` on a run of such a task you do.
+        """
+        made_equal = getattr(task, "canonical", None)
+        return self if made_equal is None else replace(self, answers=made_equal(self.answers))
+
     # -- what the two kinds do in their own way ---------------------------------------------------------------
 
     @staticmethod

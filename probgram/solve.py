@@ -99,7 +99,8 @@ def solve(
         The distinct answers with their shares, each verified, on the host.
 
     Raises:
-        ValueError: the problem cannot be read, a size is below 1, there is no task to read it with, the chain lacks
+        ValueError: the problem cannot be read, a size is below 1, there is no task to read it with or it has other
+            tokens than the chain, the chain lacks
             the head that a confidence needs, its potential is of the other backend, or the backend is not installed
             or not that of the chain.
         CheckpointError: the weights cannot be loaded.
@@ -123,6 +124,7 @@ def solve(
         task = trained_on(chain)
     elif isinstance(task, str):
         task = tasks.from_name(task)
+    _check_tokens(chain, task)
     depth = usual_depth(chain) if depth is None else depth
     x = task.encode(problem)
     if potential is None:
@@ -132,6 +134,7 @@ def solve(
     else:
         filter |= {"width": width, "depth": depth, "task": task.name, "potential": potential}
         run = inference(backend, "smc").run(chain, x, **seeded(backend, seed), **filter)
+    run = run.canonical(task)
     answers, shares = run.distinct(0)
     sure = 0.0  # where all weights vanished
     if len(answers):
@@ -146,12 +149,23 @@ def solve(
     return Solution(answers, shares, verified, run, task, sure, abstain_below)
 
 
+def _check_tokens(chain: Any, task: "Task") -> None:
+    """Raise ValueError where a chain's answers have other tokens than the task's."""
+    has = getattr(getattr(chain, "config", None), "output_size", None)
+    if has not in (None, task.output_size):
+        raise ValueError(
+            f"answers of {task.name} have {task.output_size} different tokens, and the chain's {has}: they are not "
+            "made for each other (tasks.Shifted counts tokens from another number)"
+        )
+
+
 def usual_depth(chain: Any) -> int:
-    """The depth steps at which a chain's weights were evaluated; 16 where they do not say.
+    """The depth steps at which a chain's weights were evaluated, or it is made for; 16 where neither says.
 
     A network without deep supervision, such as a looped transformer, does not keep its answer beyond that.
     """
-    return (chain.about.get("evaluation") or {}).get("depth", 16)
+    made_for = getattr(chain, "fixed_depth", None)
+    return (chain.about.get("evaluation") or {}).get("depth", made_for or 16)
 
 
 def trained_on(chain: Any) -> "Task":

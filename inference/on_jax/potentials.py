@@ -28,6 +28,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
+from probgram.inference.choices import check_observed
 from probgram.inference.on_jax.handlers import present_log_prob, seeded
 from probgram.inference.on_jax.sampling import decoded
 from probgram.run import Run
@@ -248,11 +249,12 @@ class Likelihood(Potential):
         y = np.asarray(y)
         y = y[None] if y.ndim == 1 else y
         real = y.dtype.kind == "f"
-        if observed is None:
-            observed = ~np.isnan(y) if real else y >= 0
-        observed = np.broadcast_to(np.asarray(observed, bool), y.shape)
+        told = ~np.isnan(y) if real else y >= 0
+        observed = told if observed is None else np.asarray(observed)
+        check_observed(y, told, observed)
+        observed = np.broadcast_to(observed, y.shape)
         self.y, self.observed, self.anneal = jnp.asarray(y), jnp.asarray(observed), anneal
-        self.whole, self.most = bool(observed.all()), None if real else int(y.max())
+        self.whole, self.most = bool(observed.all()), None if real else int(np.where(observed, y, 0).max())
 
     @property
     def evidence(self) -> Evidence:
@@ -271,7 +273,7 @@ class Likelihood(Potential):
         logits = self._check(readout)
         if logits is not None and tuple(logits.shape[-2:-1]) == tuple(y.shape[-1:]):  # tokens, as GRAM's
             log_p = jax.nn.log_softmax(logits, -1)
-            token = jnp.broadcast_to(y.clip(min=0), log_p.shape[:-1])[..., None]
+            token = jnp.broadcast_to(jnp.where(observed, y, 0), log_p.shape[:-1])[..., None]
             log_p = jnp.where(observed, jnp.take_along_axis(log_p, token, -1)[..., 0], 0.0).sum(-1)
         elif isinstance(readout, dist.Independent) and readout.base_dist.batch_shape[-1:] == y.shape[-1:]:
             log_p = jnp.where(observed, readout.base_dist.log_prob(jnp.where(observed, y, 0)), 0.0).sum(-1)

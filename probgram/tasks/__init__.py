@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from probgram.tasks.queens import Queens as Queens
     from probgram.tasks.reachability import Reachability as Reachability
     from probgram.tasks.rule110 import Rule110 as Rule110
+    from probgram.tasks.shifted import Shifted as Shifted
     from probgram.tasks.sudoku import Sudoku as Sudoku
     from probgram.tasks.task import KnownAnswers as KnownAnswers
     from probgram.tasks.task import Task as Task
@@ -34,6 +35,7 @@ _HOMES = {
     "Pointers": "probgram.tasks.pointers",
     "Reachability": "probgram.tasks.reachability",
     "Rule110": "probgram.tasks.rule110",
+    "Shifted": "probgram.tasks.shifted",
     "Sudoku": "probgram.tasks.sudoku",
     "Task": "probgram.tasks.task",
     "UnknownAnswers": "probgram.tasks.task",

@@ -6,7 +6,7 @@ pairs as training examples, those of the evaluation tasks included (their test i
 task with an id of its own; at the end the predictions for all augmentations of a test input are undone and vote.
 
 Tokens are those of `arc_grids`: colours 0 to 9, EDGE = 10; outside of the grid x has BLANK = 11, and y -1, which is
-no part of the loss: what a chain answers there is free.
+no part of the loss: what a chain answers there is free, and `Run.canonical` makes it the same in all answers.
 
 Sources: Chollet, arXiv 1911.01547; files as in the ARC Prize's competition; Wang et al., arXiv 2506.21734 (HRM).
 """
@@ -30,6 +30,7 @@ from probgram.tasks.arc_grids import (
     Grid,
     Voted,
     as_grid,
+    canonical,
     draw_augmentations,
     grid_of,
     majority,
@@ -120,7 +121,7 @@ class Arc:
     # -- reading and drawing ----------------------------------------------------------------------------------
 
     def encode(self, problem: Any) -> NDArray[np.int64]:
-        """Read a test input of the set, "007bbfb7" or "007bbfb7:1" (from 0), or another: ("007bbfb7", grid).
+        """Read a test input of the set, "007bbfb7" or "007bbfb7:1" (from 0), other input ("007bbfb7", grid), tokens.
 
         Returns:
             The task's id and the grid's tokens, `[1 + L]`.
@@ -139,13 +140,20 @@ class Arc:
             index, grid = self._index(problem[0]), as_grid(problem[1])
             if max(grid.shape) > self.side:
                 raise ValueError(f"the grid must fit on {self.side}x{self.side} cells, got {list(grid.shape)}")
+        elif np.shape(problem) == (1 + self.length,):
+            index, view, grid = self._read_x(np.asarray(problem).astype(np.int64))
+            return self._x(index, view, as_grid(grid))
         else:
-            raise ValueError(f'a problem must be "TASK", "TASK:NUMBER" or (TASK, grid), got {problem!r}')
+            raise ValueError(f'a problem must be "TASK", "TASK:NUMBER", (TASK, grid) or tokens, got {problem!r}')
         return self._x(index, 0, grid)
 
     def decode(self, y: Array) -> str:
         """The grid of an answer `[L]` or a problem `[1 + L]` as numbers, a line a row."""
         return text(grid_of(y[-self.length :]))
+
+    def canonical(self, y: Array) -> Array:
+        """Answers `[..., L]` with one value beyond their grids: those that show the same grid are then equal."""
+        return canonical(y)
 
     @property
     def board(self) -> Board:

@@ -86,6 +86,18 @@ def grid_of(y: "Array") -> Grid:
     return canvas[: max(1, ends[0]), : max(1, ends[1])]
 
 
+def canonical(y: "Array") -> "Array":
+    """Canvases `[..., side²]`, of any library and type, with EDGE wherever they lie beyond their grids."""
+    side = round(y.shape[-1] ** 0.5)
+    canvas = y.reshape(*y.shape[:-1], side, side)
+    first: Any = np.arange(side) == 0  # that row and column always belong to the grid
+    if hasattr(y, "new_tensor"):
+        first = y.new_tensor(first) > 0
+    rows, columns = (((line == EDGE).cumsum(-1) == 0) | first for line in (canvas[..., 0], canvas[..., 0, :]))
+    inside = rows[..., :, None] & columns[..., None, :]
+    return ((canvas - EDGE) * inside + EDGE).reshape(y.shape)  # a number below 0 of an unsigned type comes back
+
+
 # -- symmetries and colours -----------------------------------------------------------------------------------
 
 

@@ -125,9 +125,11 @@ class Digits:
         Raises:
             ValueError: a label where there is none, no label where there must be one.
         """
-        text = "" if problem is None else str(problem).strip()
+        own = np.shape(problem) == (self.length,) and len(np.unique(problem)) == 1  # tokens of a problem
+        label = np.asarray(problem)[0] if own else problem
+        text = "" if label is None else str(label).strip()
         if not self.conditional:
-            if text and not np.array_equal(problem, np.zeros(self.length)):
+            if text and not (own and text == "0"):
                 raise ValueError(f"{self.name} has one problem, the blank one; got {problem!r}")
             return np.zeros(self.length, np.int64)
         if not (text.isdecimal() and text.isascii() and len(text) == 1):
@@ -201,6 +203,8 @@ def patches(pictures: Array) -> NDArray[np.int64]:
     pictures = np.asarray(pictures)
     if pictures.shape[-2:] != (SIDE, SIDE):
         raise ValueError(f"pictures must be [..., {SIDE}, {SIDE}], got {list(pictures.shape)}")
+    if np.issubdtype(pictures.dtype, np.floating):
+        raise ValueError(f"pictures must be bool or hold grey from 0 to 255 as integers, got {pictures.dtype}")
     ink = pictures if pictures.dtype == bool else pictures >= 128
     cut = ink.reshape(*ink.shape[:-2], ACROSS, PATCH, ACROSS, PATCH)
     bits = np.moveaxis(cut, -2, -3).reshape(*ink.shape[:-2], ACROSS * ACROSS, PATCH * PATCH)

@@ -133,12 +133,13 @@ class Generation:
         """The blank problem, `[L]`.
 
         Args:
-            problem: None, blank text, or the blank problem itself: nothing else can be asked.
+            problem: None, text of nothing but blanks and dots, or the blank problem itself: nothing else can be
+                asked.
 
         Raises:
             ValueError: something was given; to hold part of an answer fast, filter under a `likelihood` of it.
         """
-        nothing = problem is None or (isinstance(problem, str) and not problem.strip())
+        nothing = problem is None or (isinstance(problem, str) and not problem.strip(". \n"))
         if not nothing and not np.array_equal(np.asarray(problem), self.blank):
             raise ValueError(f"{self.name} has one problem, the blank one; got {problem!r}")
         return self.blank.copy()

@@ -31,11 +31,14 @@ class Reachability(SingleAnswer):
     Half of the problems have a path. Of these every distance from 1 to `longest` has an equal share; of the others
     so has every number of steps after which the search from the start finds nothing new, and the goal is not alone
     either. An answer that is always the same is right half the time, the neighbours of start and goal tell little
-    (62% can be had from their numbers), those and the numbers of edges and of lone vertices more (75%).
+    (62% can be had from their numbers), those and the numbers of edges and of lone vertices more (75%). Below about
+    ten vertices there are too few different graphs of some kinds, and shares are what `examples` shows (with n = 6,
+    95% have a path).
 
     Args:
         n: vertices, from 4 to 24.
-        longest: the largest distance, at most n − 3, which is the difficulty; see `distance`.
+        longest: the largest distance, at most n − 3, which is the difficulty; see `distance`. None: 6, or n − 3
+            where that is less.
         targets: "last", every token of the answer is 1 where there is a path and 0 where there is none; "every",
             token i is the distance from the start to vertex i, n where there is none. A guess of the former is
             right half the time, so judge it by one draw or by the vote, not by pass@N.
@@ -56,7 +59,7 @@ class Reachability(SingleAnswer):
     def __init__(
         self,
         n: int = 12,
-        longest: int = 6,
+        longest: int | None = None,
         targets: Targets = "last",
         degree: float = 1.5,
         train: int | None = None,
@@ -64,6 +67,7 @@ class Reachability(SingleAnswer):
         seed: int = 0,
     ) -> None:
         check_whole(4, n=n)
+        longest = min(6, n - 3) if longest is None else longest
         check_whole(longest=longest)
         check_word("targets", targets, "last", "every")
         if n > 24:

@@ -87,7 +87,7 @@ class Sudoku:
         split: SplitRule = "orbit",
         seed: int = 0,
     ) -> None:
-        sides = (box, box) if isinstance(box, int | np.integer) else tuple(box)
+        sides = tuple(box) if isinstance(box, tuple | list) else (box, box)
         if len(sides) != 2 or not all(isinstance(side, int | np.integer) for side in sides):
             raise ValueError(f"box must be the side of a box or its rows and columns, got {box!r}")
         if min(sides) < 2 or sides[0] * sides[1] > len(SYMBOLS):
@@ -294,6 +294,8 @@ class Sudoku:
             y: an answer to each `[M, L]`, or several `[M, A, L]`.
             generator: same state, same images.
         """
+        if not len(x):
+            return x, y
         symmetries = random_symmetries(self.box, len(x), generator)
         x, y = symmetries.of(x), symmetries.of(y)
         if self.reveal:
@@ -340,6 +342,9 @@ class Sudoku:
             raise ValueError(f"of {len(parts[0].x)} boards none are left to train on when some are held out")
         listed = counts <= LIMIT
         answers = answers[np.repeat(listed, counts)]
+        for name, part in (("train", ~held_out), ("test", in_test)):
+            if not (part & listed).any():
+                raise ValueError(f"no board of the {name} split has at most {LIMIT:,} answers")
         return _Known(x[listed], counts[listed], answers, boards.rating[listed], ~held_out[listed], in_test[listed])
 
     def _boards(self, generator: np.random.Generator) -> Boards:

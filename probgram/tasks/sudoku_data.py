@@ -70,7 +70,7 @@ def read_boards(path: str | Path, box: Box) -> Boards:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
     if lines and "," in lines[0]:

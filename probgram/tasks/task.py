@@ -32,7 +32,9 @@ class Task(Protocol):
     batch carries all known answers of its rows. And a `board`, a `probgram.tasks.board.Board`: how its answers look
     as boards of cells, which are drawn in the place of `decode`'s text. And `knows_answers = True` where `verify`
     and `violations` compare y with an answer that the task knows, in the place of checking it against x: that is a
-    label, at which no confidence may look.
+    label, at which no confidence may look. And `canonical(y)`, `[..., L]` to the same shape and type, where answers
+    that differ in some tokens may say the same: it gives those tokens one value, so that equal answers are counted
+    together.
     """
 
     name: str

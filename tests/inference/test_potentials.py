@@ -463,3 +463,27 @@ def test_a_view_says_what_a_model_does_not_have():
 def test_a_likelihood_of_another_number_of_problems_is_one_clear_sentence():
     with pytest.raises(ValueError, match=r"y must be one answer or one for each of 3 problems, got 2"):
         smc.run(Small(), X.expand(3, 1), width=4, depth=2, potential=likelihood([[1, 0], [0, 1]]))
+
+
+def test_tokens_that_are_not_observed_may_be_anything() -> None:
+    """Queens write an empty row as a token that no answer has."""
+    mask = torch.tensor([True, False])
+    odd, plain = (
+        smc.run(Small(), X.expand(2, 1), width=50, depth=2, potential=likelihood(torch.tensor(y), observed=mask))
+        for y in ([1, 7], [1, 0])
+    )
+    assert torch.equal(odd.log_normalizer, plain.log_normalizer)
+
+
+@pytest.mark.parametrize(
+    ("y", "observed", "message"),
+    [
+        ([1, 0], [1, 0], r"observed must be bool \[2\] or \[1, 2\], got torch.int64 of shape \[2\]"),
+        ([1, 0], [True], r"observed must be bool \[2\] or \[1, 2\], got torch.bool of shape \[1\]"),
+        ([1, -1], [True, True], "observed must not count tokens that y does not hold"),
+        ([1.0, float("nan")], [True, True], "observed must not count tokens that y does not hold"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(y: Any, observed: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        likelihood(torch.tensor(y), observed=torch.tensor(observed))

@@ -207,3 +207,10 @@ def test_files_that_are_no_tensors_are_refused_and_never_executed(tmp_path):
     for name in ("missing.pt", "missing.safetensors"):
         with pytest.raises(CheckpointError, match="does not exist"):
             load_published_trm(tmp_path / name, L)
+
+
+def test_puzzle_embeddings_that_do_not_fit_are_refused(tmp_path):
+    tensors = published() | {"puzzle_emb.weights": torch.zeros(1, 5 * D)}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    with pytest.raises(CheckpointError, match="more than 3 front tokens hold"):
+        load_published_trm(tmp_path / "theirs.safetensors", L, **SETTINGS)

@@ -9,14 +9,14 @@ from pyro.optim import Adam
 from torch import nn
 from torch.distributions import kl_divergence
 
-from probgram import Guide, tasks
+from probgram import Guide, solve, tasks
 from probgram.checkpoint import save_chain
 from probgram.inference import best, evaluate, fit, fit_heads, guided, sample
 from probgram.inference.batches import Batches, as_known_answers
 from probgram.inference.handlers import start
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.recipes import bridged, deep_supervision, end_to_end
-from probgram.models import GRAM, HRM, TRM, Direct, EqR, LoopedFlow, LoopedFlowGuide, LoopedTransformer
+from probgram.models import GRAM, HRM, TRM, Direct, EqR, LoopedFlow, LoopedFlowGuide, LoopedTransformer, Perturbed
 
 TASK = tasks.Queens(5)
 SIZES = {"dim": 16, "heads": 2, "hidden": 24}
@@ -296,7 +296,7 @@ def test_the_restart_that_moves_least_is_chosen():
     ("choices", "message"),
     [
         ({"damping": 0.0}, "damping must be above 0 and at most 1, got 0.0"),
-        ({"sigma": 0.0}, "sigma must be above 0, got 0.0"),
+        ({"sigma": -0.1}, "sigma must be at least 0, got -0.1"),
     ],
 )
 def test_senseless_settings_of_eqr_are_one_clear_sentence(choices, message):
@@ -401,3 +401,73 @@ def test_a_recipe_takes_any_other_option():
     assert end_to_end(particles=3).particles == 3 and end_to_end().depth == 1
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         deep_supervision(depth=0)
+
+
+def test_a_flow_draws_its_times_in_training_only():
+    """`sample` is the law of inference in a chain that is being trained; heads are trained on that law, too."""
+    chain, x = make(LoopedFlow).train(), problems()
+    even = torch.linspace(0, 1, 5)
+    seen = []
+    sample(chain, x, width=3, depth=2, callback=lambda view: seen.append(view.state.times))
+    torch.testing.assert_close(seen[-1], even.expand(3, len(x), -1))
+    assert all(part.training for part in chain.modules())
+
+    initial, times = LoopedFlow.initial, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoopedFlow, "initial", lambda *given: times.append(initial(*given)) or times[-1])
+        fit_heads(chain, ("judge",), TASK, steps=2, depth=4, progress=False, validate_every=0)
+        heads = [state.times for state in times]
+        times.clear()
+        fit(chain, make_guide(chain), TASK, steps=2, objective=bridged(depth=4), progress=False, validate_every=0)
+    assert all(bool((t == even).all()) for t in heads)
+    assert not any(bool((t == even).all()) for t in [state.times for state in times][-2:])
+
+
+def test_a_flow_is_trained_and_asked_at_its_own_depth():
+    chain = make(LoopedFlow)
+    assert solve(chain, [None] * 5, task=TASK, width=2).run.depth == 4
+    assert solve(Perturbed(chain, 0.1), [None] * 5, task=TASK, width=2).run.depth == 4
+    with pytest.raises(ValueError, match="LoopedFlow is made for 4 depth steps, .* must be 4, got 8"):
+        fit(chain, make_guide(chain), TASK, steps=1, objective=bridged(depth=8), progress=False)
+
+
+def test_eqr_without_path_noise_settles():
+    """f = 0 halves the state in each of three updates of h, so the residual goes to zero."""
+    chain, x = make(EqR, damping=0.5, sigma=0.0).eval(), problems()
+    for block in chain.f.modules():
+        if isinstance(block, nn.Linear):
+            nn.init.zeros_(block.weight)
+    chain.f.forward = lambda h, mask: torch.zeros_like(h)
+    run = sample(chain, x, width=2, depth=20)
+    assert float(run.heads["residual"][-1].abs().max()) < 1e-6 < float(run.heads["residual"][0].abs().min())
+
+
+def test_noise_on_padded_tokens_is_no_residual():
+    chain, x = make(EqR).eval(), problems()
+    padded = torch.cat([x, torch.full((len(x), 0), -1)], 1)
+    padded[:, -2:] = -1
+    state = chain.initial(chain.encode(padded))
+    moved = chain.step(state, 0, chain.encode(padded))
+    shaken = state._replace(h=state.h + 9.0 * (padded < 0)[..., None])
+    torch.manual_seed(1)
+    one = chain.step(state, 0, chain.encode(padded)).residual
+    torch.manual_seed(1)
+    other = chain.step(shaken, 0, chain.encode(padded)).residual
+    assert moved.h.shape == state.h.shape
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"transitions": 0}, "transitions must be at least 1, got 0"),
+        ({"refinements": -1}, "refinements must be at least 1, got -1"),
+        ({"blocks": 0}, "blocks must be at least 1, got 0"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"hidden": 24.0}, "hidden must be an integer, got 24.0"),
+        ({"tasks": -1}, "tasks must be at least 0, got -1"),
+    ],
+)
+def test_sizes_that_make_no_network_are_one_clear_sentence(choice, message):
+    with pytest.raises(ValueError, match=message):
+        make(GRAM, **choice)

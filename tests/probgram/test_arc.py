@@ -1,6 +1,7 @@
 """ARC: files, grids as tokens and back, augmentations that can be undone, votes and attempts counted by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from probgram import fit, tasks
-from probgram.inference import sample
+from probgram.inference import sample, vote
 from probgram.inference.objective import ObjectiveConfig
 from probgram.models import GRAM, GRAMGuide
 from probgram.tasks import arc_grids
@@ -319,3 +320,44 @@ def test_the_corpus_loads_whole_and_comes_back(kind, count, tests):
     assert all(grid_of(row).tolist() == grid for row, grid in zip(y, wanted, strict=True))
     assert task.verify(x[:50], y[:50]).all() and not task.verify(x[:50], np.roll(y, 1, 0)[:50]).all()
     assert task.score({puzzle.name: [[grid] for grid in solutions[puzzle.name]] for puzzle in own}) == 1.0
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_answers_that_show_the_same_grid_are_made_equal(library: str) -> None:
+    rng = np.random.default_rng(0)
+    grids = random_grids(200, 6)
+    y = rng.integers(11, size=(200, 2, 36)).astype(np.uint8)  # noise beyond the grid, and any canvas at all
+    for row, grid in zip(y[:150], grids, strict=False):
+        said = tokens(grid, 6, -1)
+        row[:, said >= 0] = said[said >= 0]
+    given = torch.from_numpy(y) if library == "torch" else y
+    made = arc_grids.canonical(given)
+    assert made.dtype == given.dtype
+    for before, after in zip(y.reshape(-1, 36), np.asarray(made).reshape(-1, 36), strict=True):
+        grid = grid_of(before)
+        assert np.array_equal(grid_of(after), grid)
+        assert (np.delete(after.reshape(6, 6), np.s_[: grid.shape[0]], 0) == EDGE).all()
+        assert (after.reshape(6, 6)[:, grid.shape[1] :] == EDGE).all()
+    assert (np.asarray(made)[:150, 0] == np.asarray(made)[:150, 1]).all()
+
+
+def test_a_vote_counts_grids_and_not_what_lies_beyond_them(folder: Path) -> None:
+    arc = tasks.Arc(folder, side=6)
+    x = arc.examples("test")[0][:1]
+    torch.manual_seed(0)
+    run = sample(GRAM.for_task(arc, tasks=arc.tasks, dim=16, heads=2, hidden=24), x, width=10, depth=1)
+    right, answers = arc.answers(x[0]), np.random.default_rng(0).integers(10, size=(1, 10, 1, 36))
+    answers[0, :6, 0, right >= 0] = right[right >= 0][:, None]
+    answers[0, 6:] = answers[0, 9]
+    run = replace(run, answers=torch.as_tensor(answers.astype(np.uint8)))
+    assert not bool(arc.verify(run.x, vote(run).answers).any())
+    counted = run.canonical(arc)
+    assert bool(arc.verify(counted.x, vote(counted).answers).all())
+    assert counted.distinct().shares.tolist() == pytest.approx([0.6, 0.4])
+    assert run.canonical(tasks.Queens(5)) is run
+
+
+def test_tokens_of_a_problem_are_read_again(folder: Path) -> None:
+    arc = tasks.Arc(folder, augmentations=2, side=6)
+    for x in arc.examples("train")[0][:5]:
+        assert np.array_equal(arc.encode(x), x)

@@ -111,6 +111,11 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence():
         (lambda: Likelihood(np.zeros((3, 8), int))(view()), "one for each of 2 problems, got 3"),
         (lambda: Likelihood(np.zeros(5, int))(view()), "y must hold the 8 tokens of the readout, got 5"),
         (lambda: Likelihood(np.full(8, 9))(view()), "y must hold tokens below 8, got 9"),
+        (
+            lambda: Likelihood(np.zeros(8, int), np.ones(8, int)),
+            r"observed must be bool \[8\] or \[1, 8\], got int64",
+        ),
+        (lambda: Likelihood(np.full(8, -1), np.ones(8, bool)), "observed must not count tokens that y does not"),
         (lambda: potentials.as_potential(3), "a potential must be a function of the view"),
     ]:
         with pytest.raises(ValueError, match=words):
