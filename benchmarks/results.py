@@ -14,6 +14,7 @@ from benchmarks import sudoku9
 from benchmarks.reasoners import read, table
 from benchmarks.trainings import RECIPES
 from probgram.checkpoint import write_bytes
+from probgram.inference.frontier import selection
 from probgram.inference.verdict import Verdict
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "results.md"
@@ -110,8 +111,11 @@ def goals() -> str:
     path = RESULTS / "queens8-blank.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))["about"]["uniformity"]
+        said = "reached" if found["found"] == found["answers"] else "missed"
+        draws = f"boards in {found['draws']:,} right draws"
+        lines.append(f"| queens8-blank | {draws} | {found['answers']} | {found['found']} | – | {said} |")
         measured = f"{found['chi_square']:.1f}, p = {found['p_value']:.0e}"
-        lines.append(f"| queens8-blank | chi-square | reported | {measured} | {found['answers'] - 1} | reached |")
+        lines.append(f"| queens8-blank | chi-square | reported | {measured} | {found['answers'] - 1} | – |")
     return "\n".join(lines)
 
 
@@ -172,7 +176,10 @@ def measured_frontier(path: Path) -> str:
     name, text = path.stem, found["verdict"]
     for written in found["verdicts"].values():  # today's words for the figures that were measured
         text = text.replace(written["text"], str(Verdict.from_dict(written)))
-    verdict = "\n".join(f"* {line}" for line in text.splitlines())
+    found_by, rule = np.mean(found["figures"]["pass_at_n"], 0)[-1][-1], found["verdicts"]["selected"]["measure"]
+    loses = selection(found_by, *found["selection_gap"], rule, found["widths"][-1])
+    lines = [loses if line.startswith("Selection") else line for line in text.splitlines()]
+    verdict = "\n".join(f"* {line}" for line in lines if line)
     data = " --data FOLDER" if name in RECIPES and RECIPES[name].reads else ""
     picture = f"![Depth and width of {name}](frontier_{name}.png)"
     parts = [

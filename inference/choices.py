@@ -117,6 +117,23 @@ def opened(store: str | Path | None, start: Any, keep: Keep) -> "Store | None":
     return Store(store, start)
 
 
+def check_same_run(start: Any, own: Mapping[str, tuple[Any, Any]], halt_probability: float | None) -> None:
+    """Raise ValueError where `sample` cannot go on from a run.
+
+    Args:
+        start: the run, of either library.
+        own: name -> what it was in that run, and what it is to be now.
+        halt_probability: asked for now.
+    """
+    if start.state is None:
+        raise ValueError('start must be a run made with keep="latents": this one has no state')
+    for name, (was, now) in own.items():
+        if was != now:
+            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    if start.halted is not None and halt_probability is None:
+        raise ValueError("start was run with halt_probability, so it must go on with one")
+
+
 def check_start(start: Any, own: Mapping[str, tuple[Any, Any]], islands: int, potential: Any) -> None:
     """Raise ValueError where a filter cannot go on from a run.
 

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from probgram.inference.smc import Filter
 
 
-def offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
-    """Depth steps that were taken before.
+def offset(start: Trajectories | None, own: dict[str, Any], islands: int, potential: Any) -> int:
+    """Depth steps that were taken before; `own` are settings that must be those of that run.
 
     Raises:
         ValueError: the run cannot go on, or not under these choices.
     """
     if start is None:
         return 0
-    check_start(start, {"width": (start.width, width), "seed": (start.seed, seed)}, islands, potential)
+    check_start(start, {name: (start.settings.get(name), now) for name, now in own.items()}, islands, potential)
     return reached(start)
 
 

@@ -12,13 +12,14 @@ from probgram.chain import Chain
 from probgram.inference.sampling import as_problems, sample
 
 
-def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
-    """Count the multiply-adds of one trajectory: encoder, S depth steps, readout and heads after each of them.
+def multiply_adds(chain: Chain, x: Any, depth: int, width: int = 1) -> int:
+    """Count the multiply-adds of a problem: its encoding, then S depth steps, readout and heads after each of them.
 
     Args:
         chain: any chain.
         x: a problem `[L]`, or problems `[B, L]` of which the first is counted.
         depth: S, depth steps.
+        width: N, trajectories; what is encoded once is counted once.
 
     Returns:
         Multiply-adds, half of the floating-point operations.
@@ -27,7 +28,7 @@ def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
         ValueError: as `sample`.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        sample(chain, as_problems(x, chain)[:1], width=1, depth=depth)
+        sample(chain, as_problems(x, chain)[:1], width=width, depth=depth)
     return counter.get_total_flops() // 2
 
 

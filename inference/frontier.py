@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from probgram import checkpoint, metrics
 from probgram.backends import backend_of, inference
+from probgram.inference.choices import check_counts
 from probgram.inference.figures import chosen_problems
 from probgram.inference.grid import Rule, one_seed, seconds_of_cells
 from probgram.inference.page import page
@@ -62,7 +63,7 @@ class Frontier:
             the rule, and where the task enumerates `coverage_macro_all` and `coverage_macro_several` (NaN for
             problems with one answer).
         seconds: to answer one problem, `[rounds, D, W]`; None where it was not timed.
-        multiply_adds: of one trajectory, times the width, `[D, W]`; None where there are no matrix products.
+        multiply_adds: of all trajectories of a problem, `[D, W]`; None where there are no matrix products.
         by: the measure that `kind` is read from.
         level: of the intervals.
         about: task, split, problems, seeds, device; the backend where it is JAX.
@@ -194,15 +195,10 @@ class Frontier:
         return float(gap.mean()), float(low), float(high)
 
     def _selection(self) -> str:
-        gap, low, high = self.selection_gap()
-        if gap < GAP or low <= 0:
+        if self.verdicts["pass_at_n"].problems == 1:  # no interval
             return ""
-        found, chosen = (self.mean(self.measures[m])[-1, -1] for m in ("pass_at_n", "selected"))
-        return (
-            f"Selection, not sampling, is the bottleneck: pass@{self.widths[-1]} is {found:.3f}, "
-            f"{self._label(self.measures['selected'])} {chosen:.3f}, {gap:.3f} [{low:.3f}, {high:.3f}] less. "
-            "A verifier or a better head would gain more than depth or width."
-        )
+        found, label = float(self.mean("pass_at_n")[-1, -1]), self._label(self.measures["selected"])
+        return selection(found, *self.selection_gap(), label, self.widths[-1])
 
     def _equal_cost(self) -> str:
         name = self.measures[self.by]
@@ -337,6 +333,26 @@ class Frontier:
         return _LABELS.get(name, name.removeprefix("selected_").replace("_", " "))
 
 
+def selection(found: float, gap: float, low: float, high: float, label: str, width: int) -> str:
+    """What selection loses, in a sentence, where that is sure and not little; else "".
+
+    Args:
+        found: oracle pass@N at the greatest depth and width.
+        gap: how much less the best rule has.
+        low: lower end of its interval.
+        high: upper end.
+        label: of the rule.
+        width: N.
+    """
+    if gap < GAP or low <= 0:
+        return ""
+    worst = "Selection, not sampling, is the bottleneck" if gap > 1 - found else "Selection loses something, too"
+    return (
+        f"{worst}: pass@{width} lacks {1 - found:.3f}, {label} {gap:.3f} [{low:.3f}, {high:.3f}] more, which a "
+        "verifier or a better head would gain."
+    )
+
+
 def frontier(
     chain: Any,
     task: Any,
@@ -375,8 +391,13 @@ def frontier(
         UnknownAnswers: the task can neither verify answers nor tell them (`Digits`).
     """
     grid = {"depths": _sizes(depths, "depths"), "widths": _sizes(widths, "widths")}
-    if not seeds:
-        raise ValueError("seeds must name at least one seed")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be at least one, and different, got {list(seeds)}")
+    check_counts({} if problems is None else {"problems": problems})
+    if rounds < 0:
+        raise ValueError(f"rounds must be at least 0, got {rounds}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
     if select is not None and not select:
         raise ValueError("select must name at least one rule")
     if by not in ("selected", "pass_at_n", "coverage"):
@@ -404,7 +425,9 @@ def frontier(
         **cost.machine(chain),
     }
     seconds = seconds_of_cells(chain, x[:1], rounds, **grid) if rounds else None
-    work = np.outer([cost.multiply_adds(chain, x[:1], depth) for depth in grid["depths"]], grid["widths"])
+    one, two = (np.array([cost.multiply_adds(chain, x[:1], d, n) for d in grid["depths"]]) for n in (1, 2))
+    # What is computed once a problem, such as its encoding, is not computed again for every trajectory.
+    work = one[:, None] + np.outer(two - one, np.array(grid["widths"]) - 1)
     return Frontier(
         **grid,
         scores=scores,

@@ -34,7 +34,8 @@ class GuidedSite(NamedTuple):
     prior: TorchDistribution  # expanded to the plates
     posterior: TorchDistribution | None  # expanded likewise; None without a guide
     value: Tensor  # the eps that was drawn
-    kl: Tensor  # KL(q || p) in nats, [..., B], scaled and masked as the site is; 0 without a guide
+    kl: Tensor  # KL(q || p) in nats, [..., B], as `counted`; 0 without a guide
+    counted: Callable[[Tensor], Tensor]  # scales and masks a KL as the site is, and makes it 0 where no guide acted
 
 
 def draw(fn: Any) -> Tensor:
@@ -93,13 +94,17 @@ class guided(Messenger):  # noqa: N801 - handlers are lower case in Pyro
         if msg["is_observed"] or "proposal" not in infer:
             return
         prior, posterior = msg["fn"], infer.get("posterior")
+        scale, mask = msg["scale"], msg["mask"]
+
+        def counted(kl: Tensor) -> Tensor:
+            kl = scale_and_mask(kl, scale, mask)
+            return kl if self.rows is None else torch.where(self.rows, kl, 0.0)
+
         if posterior is None:
             kl = torch.zeros(prior.batch_shape, device=msg["value"].device)
         else:
-            kl = scale_and_mask(kl_divergence(posterior, prior), msg["scale"], msg["mask"])
-            if self.rows is not None:
-                kl = torch.where(self.rows, kl, 0.0)
-        self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl))
+            kl = counted(kl_divergence(posterior, prior))
+        self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl, counted))
 
 
 class weighted(Messenger):  # noqa: N801

@@ -10,7 +10,7 @@ weighs by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -170,7 +170,7 @@ class PyroKernel:
         device: torch.device,
         plates: int = 0,
         guide: Any = None,
-        handler: Callable[[], AbstractContextManager[Any]] | None = None,
+        handler: partial[guided] | None = None,
         missing: bool = False,
         strict: bool = False,
         single: bool = False,
@@ -283,6 +283,9 @@ class PyroKernel:
         repeated = copy(self)
         rows = torch.arange(self.problems, device=self.device).repeat_interleave(times)
         repeated.args = self.args if self.shared else _rows(self.args, rows)
+        if self.handler is not None:
+            guide, evidence = self.handler.args
+            repeated.handler = partial(guided, guide, _rows((evidence,), rows)[0])
         repeated.problems = self.problems * times
         return repeated
 

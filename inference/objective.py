@@ -411,7 +411,7 @@ def _detached_kl(site: GuidedSite, guide: bool) -> Tensor:
         posterior = detach_distribution(posterior)
     else:
         prior = detach_distribution(prior)
-    return kl_divergence(posterior, prior)
+    return site.counted(kl_divergence(posterior, prior))
 
 
 def detach_distribution(distribution: Any) -> Any:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from probgram.checkpoint import fingerprint
 from probgram.inference.choices import check_observed
 from probgram.inference.sampling import decoded
 from probgram.run import Run
@@ -213,6 +214,11 @@ class Likelihood(Potential):
         self.anneal = anneal
         self._checked = False
         self.evidence = "last" if anneal else "every"
+
+    def __repr__(self) -> str:
+        """With what is observed, by which a run that goes on knows it."""
+        seen = fingerprint({"y": torch.where(self.observed, self.y, 0), "observed": self.observed})
+        return f"Likelihood({seen}, anneal={self.anneal})"
 
     def __call__(self, view: View) -> Tensor:
         """Log psi, `[N, B]`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from probgram import checkpoint
 from probgram import state as trees
 from probgram.chain import Chain
-from probgram.inference.choices import check_decode, check_halting
+from probgram.inference.choices import check_decode, check_halting, check_same_run
 from probgram.inference.handlers import BLOCK, evaluating, seeded, validation
 from probgram.inference.handlers import start as start_state
 from probgram.trajectories import Trajectories
@@ -87,7 +87,12 @@ def sample(
     _check(width, depth, keep, decode, chunk)
     _check_weights(chain)
     if start is not None:
-        _check_start(start, x, width, seed)
+        own = {"width": width, "seed": seed, "weights": checkpoint.weights_of(chain)}
+        check_same_run(
+            start, {name: (start.settings.get(name), now) for name, now in own.items()}, halt_probability
+        )
+        if start.x.shape != x.shape or not bool((start.x.to(x.device) == x).all()):
+            raise ValueError("start is a run of other problems than x")
     settings = {
         "width": width,
         "seed": seed,
@@ -216,6 +221,7 @@ def _sample_chunk(
                 callback(DepthView(t + 1, state, answers))
             if halted is not None and (t + 1) % FLAG_EVERY == 0 and bool(halted.all()):
                 break
+    trees.check_numbers(state)
     if not piece.depths:
         piece.answers.append(answers)
         piece.heads.append(heads)
@@ -310,13 +316,3 @@ def _check_weights(chain: Chain) -> None:
     if broken and bool(torch.stack(broken).any()):  # one look at the device
         name = next(k for (k, _), nan in zip(values, broken, strict=True) if nan)
         raise ValueError(f"the chain's {name} is NaN: its training diverged or its file is damaged")
-
-
-def _check_start(start: Trajectories, x: Tensor, width: int, seed: int) -> None:
-    if start.state is None:
-        raise ValueError('start must be a run made with keep="latents": this one has no state')
-    for name, was, now in (("width", start.width, width), ("seed", start.seed, seed)):
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
-    if start.x.shape != x.shape or not bool((start.x.to(x.device) == x).all()):
-        raise ValueError("start is a run of other problems than x")

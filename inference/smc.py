@@ -48,7 +48,7 @@ from probgram.inference.choices import evidence as evidence_of
 from probgram.inference.columns import leave, merged
 from probgram.inference.faults import FilterError as FilterError
 from probgram.inference.faults import all_dead, check_factors, report_dead, still_running
-from probgram.inference.handlers import evaluating, keyed, mix, seeded
+from probgram.inference.handlers import evaluating, keyed, mix, seeded, validation
 from probgram.inference.kernels import Kernel, PlainKernel, PyroKernel, as_kernel
 from probgram.inference.kernels import PlainModel as PlainModel
 from probgram.inference.potentials import Potential, View, as_potential
@@ -209,7 +209,7 @@ def init(algorithm: Filter, seed: int = 0) -> SMCState:
     dtype = (
         torch.float32 if moved.log_factor is None else torch.promote_types(moved.log_factor.dtype, torch.float32)
     )
-    uniform = torch.full((n, b), -torch.tensor(float(n)).log().item(), dtype=dtype, device=device)
+    uniform = torch.full((n, b), -_log(n), dtype=dtype, device=device)
     nothing = torch.zeros(b, dtype=torch.int32, device=device)
     state = SMCState(
         latent=moved.latent,
@@ -523,7 +523,8 @@ def run(
         CheckpointError: store cannot be written, exists already, or holds another run than start.
     """
     depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
-    offset = continuation.offset(start, width, seed, islands, potential)
+    weights = checkpoint.weights_of(model) if isinstance(model, torch.nn.Module) else None
+    offset = continuation.offset(start, {"width": width, "seed": seed, "weights": weights}, islands, potential)
     with torch.set_grad_enabled(gradient), nullcontext() if gradient else evaluating(model):
         algorithm = build(
             model,
@@ -552,6 +553,7 @@ def run(
 
         def recorded(state: SMCState) -> Trajectories:
             """The run so far."""
+            complete = state.t >= algorithm.last_depth or not len(still_running(algorithm, state))
             state = state if algorithm.columns is None else merged(whole, state, algorithm.columns[0])
             settings: dict[str, Any] = {
                 "width": width,
@@ -559,12 +561,13 @@ def run(
                 "seed": seed,
                 "islands": islands,
                 "decode": decode,
-                "weights": checkpoint.weights_of(model) if isinstance(model, torch.nn.Module) else None,
+                "weights": weights,
             }
             settings |= {"potential": name_of(potential), "guided": guide is not None}
             settings |= {"resample": None if algorithm.resample is None else algorithm.resample.describe()}
             settings |= {"halt_probability": halt_probability, "weighs": state.weighs}
             settings |= {"observed": state.observed, "likelihood": state.likelihood}
+            settings |= {"complete": complete}
             meaning = evidence_of(algorithm.potential, state.observed, state.likelihood)
             return record.trajectories(
                 algorithm.x,
@@ -578,10 +581,12 @@ def run(
 
         with ProgressBar(algorithm.last_depth, offset, progress) as bar:
             while state.t < algorithm.last_depth:
-                state, info = step(algorithm, state)
+                with validation(state.t == offset):
+                    state, info = step(algorithm, state)
                 if gradient and not algorithm.kernel.reparameterised:
                     raise ValueError("gradient=True needs reparameterised sites: a discrete one has no gradient")
-                record.add(algorithm, state, info)
+                with validation(state.t == offset + 1):
+                    record.add(algorithm, state, info)
                 if growing is not None:
                     row = recorded(state)
                     growing.append(row if keep == "latents" else replace(row, state=None))
@@ -594,5 +599,7 @@ def run(
                     few = 2 * len(running) <= algorithm.kernel.problems and state.t < algorithm.last_depth
                     if few and not (collect and islands > 1):  # pooled figures need every island of a problem
                         algorithm, state, whole = leave(algorithm, state, running, whole, record)
+        if isinstance(model, Chain):
+            trees.check_numbers(state.latent)
         report_dead(state if algorithm.columns is None else merged(whole, state, algorithm.columns[0]), islands)
         return recorded(state)

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from probgram.chain import Chain, Guide
-from probgram.checkpoint import fingerprint
+from probgram.checkpoint import CheckpointError, fingerprint
 from probgram.inference.batches import Batches, as_known_answers, fingerprint_of
 from probgram.inference.fit_config import FitConfig as FitConfig
 from probgram.inference.fit_config import learning_rate
@@ -34,6 +34,7 @@ from probgram.inference.fit_run import (
     plain,
 )
 from probgram.inference.handlers import validation
+from probgram.inference.interrupts import HeldBack
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.progress import ProgressBar
 from probgram.inference.recipes import default
@@ -221,20 +222,25 @@ class _Run:
         bar = ProgressBar(self.steps, self.step, progress and self.fabric.is_global_zero)
         self._training_mode()
         try:
-            with bar:
+            with bar, HeldBack() as ctrl_c:
                 while self.step < self.steps and not stopped:
                     metrics = self._optimise()
                     self.seconds = before + time.monotonic() - started
-                    if self.step % self.config.log_every == 0 or self.step == self.steps:
+                    shown = self.step % self.config.log_every == 0 or self.step == self.steps
+                    if shown:
                         line = self._measure(metrics)
                         history.append(line)
                         self._write(line)
                         view = FitView(self.step, line, self.chain, self.guide)
                         stopped = any([bool(callback(view)) for callback in callbacks])
                         bar.update(self.step, line)
-                    if self.folder is not None and time.monotonic() - saved > self.config.checkpoint_every:
-                        self._save()
-                        saved = time.monotonic()
+                    # Ranks stop and save at the same step, which they agree upon where they meet anyway.
+                    if shown or self.fabric.world_size == 1:
+                        stopped |= self._agreed(ctrl_c.asked)
+                        due = self.folder is not None and time.monotonic() - saved > self.config.checkpoint_every
+                        if self._agreed(due and self.fabric.is_global_zero):
+                            self._save()
+                            saved = time.monotonic()
                 finished = self.step >= self.steps
         except KeyboardInterrupt:
             stopped = True
@@ -249,6 +255,10 @@ class _Run:
         self.raw.load_state_dict(self.averages)
         self.raw.eval()
         return FitResult(self.chain, self.guide, self.step, finished, history)
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether something is so on any rank."""
+        return self.raw.share.some(here, self.fabric.device)
 
     def _training_mode(self) -> None:
         """Training mode for what is trained: the rest of a chain does what it does at inference."""
@@ -358,6 +368,9 @@ class _Run:
             self.settings,
         )
         self.step, self.seconds, self.batches.drawn = values["step"], values["seconds"], values["drawn"]
+        steps = self.raw.share.whole(torch.tensor([self.step]), self.fabric.device).tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(f"the ranks' checkpoints in {self.folder} are of different steps, {steps}")
         log.info("continuing from step %d of %s", self.step, self._file)
 
 

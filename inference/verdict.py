@@ -12,11 +12,13 @@ trajectories that are right with probability p, independently, 1 - g of a doubli
 
 Both sums are means over problems, so the bootstrap resamples problems (Efron and Tibshirani, "An Introduction to
 the Bootstrap", 1993, section 13.3, percentile intervals): it covers the choice of problems and the noise of the
-trajectories, not the spread over trainings.
+trajectories, not the spread over trainings. Where few problems lack anything, or all of them change alike,
+resampling them knows nothing of others; so two more are resampled with them, one that a doubling answers and one
+that it spoils, in the spirit of Agresti and Coull (1998). Among n problems they move an interval by about 1 / n.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,14 +53,12 @@ class Gain(NamedTuple):
     def helps(self, least: float) -> Answer:
         """Whether a doubling removes a share that counts.
 
-        "yes": at least `least`, the interval above 0. "no": less than `least`, which the interval's upper end or a
-        lower end above 0 shows; or nothing is missing. "unclear": the interval holds both 0 and `least`.
+        "yes": at least `least`, the interval above 0. "no": less than `least`, the interval, too; or nothing is
+        missing. "unclear": all else.
         """
-        if np.isnan(self.share):
+        if np.isnan(self.share) or self.high < least:
             return "no"
-        if self.low > 0:
-            return "yes" if self.share >= least else "no"
-        return "no" if self.high < least else "unclear"
+        return "yes" if self.low > 0 and self.share >= least else "unclear"
 
     def __str__(self) -> str:
         """As "38% [31, 45]"."""
@@ -165,8 +165,11 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Verdict":
-        """The verdict that `as_dict` wrote; its text is made anew from the figures."""
-        return cls(**{name: _read(value) for name, value in plain.items() if name != "text"})
+        """The verdict that `as_dict` wrote; its text, and what it is called, are made anew from the figures."""
+        found = cls(**{name: _read(value) for name, value in plain.items() if name != "text"})
+        kind = found.kind if found.kind == "solved" else _kind(found.depth, found.width, found.least)
+        corner = _kind(found.last_depth, found.last_width, found.least)
+        return replace(found, kind=kind, corner=found.corner if found.corner == "solved" else corner)
 
 
 def judge(
@@ -210,7 +213,8 @@ def judge(
         if len(sizes) < 2:
             raise ValueError(f"{name} must name at least two sizes to tell a gain, got {list(sizes)}")
     problems = scores.shape[-1]
-    draws = np.random.default_rng(seed).multinomial(problems, [1 / problems] * problems, resamples)  # [R, B]
+    pool = problems + 2
+    draws = np.random.default_rng(seed).multinomial(pool, [1 / pool] * pool, resamples)  # [R, B + 2]
     deep: NDArray[np.float64] = scores.astype(np.float64)  # [depths, widths, B]
     wide = deep.swapaxes(0, 1)  # [widths, depths, B]
     depth, width = gain(deep, depths, draws, level), gain(wide, widths, draws, level)
@@ -245,7 +249,7 @@ def gain(scores: NDArray[np.float64], sizes: Sequence[int], draws: NDArray[np.in
         scores: `[sizes, columns, B]`.
         sizes: increasing; where they do not double, the share is brought to a doubling, 1 - (1 - g)^(1 / r) with r
             the mean number of doublings between neighbours.
-        draws: how often each resample holds each problem, `[R, B]`.
+        draws: how often each resample holds each problem, and each of two more, `[R, B + 2]`.
         level: of the interval.
     """
     before, after = scores[:-1], scores[1:]
@@ -262,16 +266,13 @@ def gain(scores: NDArray[np.float64], sizes: Sequence[int], draws: NDArray[np.in
     point, problems = float(share(removed.sum(), missing.sum())), len(missing)
     if problems == 1:
         return Gain(point, np.nan, np.nan)
-    tail = (1 - level) / 2
+    tail, typical = (1 - level) / 2, missing[missing > 0].mean()
+    # Of the two more, each lacks what is usual, and loses or gains all of it once in the cells that lack something.
+    once = typical / ((1 - before).sum((1, 2)) > 0).sum()
+    removed = np.append(removed, [once, -once])
+    missing = np.append(missing, [typical, typical])
     low, high = np.quantile(share(draws @ removed, draws @ missing), (tail, 1 - tail))
-    if not (after != before).any():
-        # Nothing changes, and resampling would call that certain. Of n problems that lack something none changes
-        # with probability 1 - level if a share 1 - (1 - level)^(1 / n) of all such problems does (Hanley and
-        # Lippman-Hand 1983); each of those loses what it lacks once in the grid.
-        most = (1 - (1 - level) ** (1 / (missing > 0).sum())) / len(before)
-        high = float(share(most, 1.0))
-        low = -high
-    return Gain(point, float(low), float(high))
+    return Gain(point, min(float(low), point), max(float(high), point))
 
 
 def _kind(depth: Gain, width: Gain, least: float) -> Kind:

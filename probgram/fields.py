@@ -69,10 +69,13 @@ class Variable(NamedTuple):
 def islands_of(run: Run[Any]) -> int:
     """Into how many groups of equal size the trajectories fall that do not interact.
 
-    A filter's own islands; 1 for a filter without, since its trajectories share ancestors; 4 for independent
-    trajectories, fewer where 4 does not divide their number or would leave an island fewer than 4 of them.
+    A filter's own islands, where they exchange nothing; 1 for a filter without, since its trajectories share
+    ancestors; 4 for independent trajectories, fewer where 4 does not divide their number or would leave an island
+    fewer than 4 of them.
     """
     own = run.settings.get("islands", 1)
+    if run.settings.get("exchange") is not None:
+        return 1
     if own > 1 and run.width % own == 0:
         return own
     if run.ancestors is not None or run.settings.get("resample") is not None:

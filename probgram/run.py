@@ -194,7 +194,8 @@ class Run(Generic[Array]):
         Under an annealed likelihood or a look-ahead only the last row is evidence; the others are NaN.
 
         Raises:
-            ValueError: a factor of the run was not a likelihood, so log Z is not evidence for anything.
+            ValueError: a factor of the run was not a likelihood, so log Z is not evidence for anything; or only the
+                last depth step's is, and the run was stopped before.
         """
         if not self.likelihoods_only or self.log_normalizer is None:
             raise ValueError(
@@ -203,6 +204,8 @@ class Run(Generic[Array]):
             )
         if self.settings.get("evidence") != "last":
             return self.log_normalizer
+        if not self.settings.get("complete", True):
+            raise ValueError("the run was stopped before its last depth step, where alone log Z is log evidence")
         last = self.log_normalizer * math.nan
         last[-1] = self.log_normalizer[-1]
         return last

@@ -58,6 +58,12 @@ def check_state(state: Any, batch_shape: tuple[int, ...]) -> None:
             raise ValueError(
                 f"{name} must begin with the batch dimensions {list(batch_shape)}, got shape {list(leaf.shape)}"
             )
+    check_numbers(state)
+
+
+def check_numbers(state: Any) -> None:
+    """Raise ValueError where a leaf has a NaN, the leaf named; a look at the device."""
+    for name, leaf in leaves(state):
         if leaf.is_floating_point() and bool(leaf.isnan().any()):
             raise ValueError(f"{name} is NaN")
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from probgram.run import HALF_TYPES, Run, warn_untilted
 from probgram.state import map_state, widest
 
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of so many bytes
+
 
 class DistinctAnswers(NamedTuple):
     """The different answers of one problem, the most probable first.
@@ -151,6 +153,8 @@ class Trajectories(Run[Tensor]):
             raise ValueError("the run has no answers: its model reads none out of its states")
         n, b, _ = answers.shape
         problem = torch.arange(b, device=answers.device).expand(n, b)
+        if answers.is_floating_point():  # their bits; -0 is 0
+            answers = (answers + 0.0).view(_WORDS[answers.element_size()])
         rows = torch.cat([problem[..., None], answers.long()], -1).reshape(n * b, -1)
         index = torch.unique(rows, dim=0, return_inverse=True)[1]
         weights = self.weights[step].reshape(-1)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from probgram.inference.on_jax.smc import Filter
 
 
-def offset(start: Trajectories | None, width: int, seed: int, islands: int, potential: Any) -> int:
+def offset(
+    start: Trajectories | None, width: int, seed: int, weights: str | None, islands: int, potential: Any
+) -> int:
     """Depth steps that were taken before; `seed` is the key's.
 
     Raises:
@@ -25,12 +27,20 @@ def offset(start: Trajectories | None, width: int, seed: int, islands: int, pote
     """
     if start is None:
         return 0
-    check_start(start, {"width": (start.width, width), "key": (start.seed, seed)}, islands, potential)
+    own: dict[str, tuple[Any, Any]] = {"width": (start.width, width), "key": (start.seed, seed)}
+    own["weights"] = (start.settings.get("weights"), weights)
+    check_start(start, own, islands, potential)
     return reached(start)
 
 
-def resumed(algorithm: "Filter", start: Trajectories, key: Array) -> dict[str, Any]:
+def resumed(algorithm: "Filter", start: Trajectories, key: Array, expected: Any) -> dict[str, Any]:
     """The fields of the `SMCState` that a run ended in.
+
+    Args:
+        algorithm: what goes on.
+        start: the run.
+        key: its key.
+        expected: a state of this model: a file may have turned that of the run into other tuples.
 
     Raises:
         ValueError: it is a run of other problems, or had a halt head stop trajectories and is not to now.
@@ -45,10 +55,13 @@ def resumed(algorithm: "Filter", start: Trajectories, key: Array) -> dict[str, A
         raise ValueError("start was run with halt_probability, so it must go on with one")
     if algorithm.halt_above is not None and halted is None:
         halted = np.zeros(start.log_weights[-1].shape, bool)
+    leaves = jax.tree.leaves(start.state)
+    if len(leaves) != len(jax.tree.leaves(expected)):
+        raise ValueError("start is a run of another model: its state has other leaves")
     log_normalizer = jnp.asarray(start.log_normalizer[-1])
     nothing = jnp.zeros(start.problems, jnp.int32)
     return {
-        "latent": start.state,
+        "latent": jax.tree.unflatten(jax.tree.structure(expected), leaves),
         "log_weights": jnp.asarray(start.log_weights[-1]),
         "log_psi": jnp.asarray(start.log_potential),
         "log_normalizer": log_normalizer,

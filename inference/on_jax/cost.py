@@ -17,13 +17,14 @@ from probgram.inference.on_jax.sampling import as_problems
 from probgram.models.on_jax.chain import Chain
 
 
-def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
-    """Count the multiply-adds of one trajectory: encoder, S depth steps, readout and heads after each of them.
+def multiply_adds(chain: Chain, x: Any, depth: int, width: int = 1) -> int:
+    """Count the multiply-adds of a problem: its encoding, then S depth steps, readout and heads after each of them.
 
     Args:
         chain: any chain.
         x: a problem `[L]`, or problems `[B, L]` of which the first is counted.
         depth: S, depth steps.
+        width: N, trajectories; what is encoded once is counted once.
 
     Returns:
         Multiply-adds, half of the floating-point operations. Of branches the dearer one counts, and of a loop whose
@@ -36,11 +37,11 @@ def multiply_adds(chain: Chain, x: Any, depth: int) -> int:
 
     def begin() -> tuple[Any, Any]:
         context = chain.encode(problem)
-        with seeded(key), numpyro.plate("particles", 1, dim=-2), numpyro.plate("problems", 1, dim=-1):
-            return context, start(chain, (1, 1), context)
+        with seeded(key), numpyro.plate("particles", width, dim=-2), numpyro.plate("problems", 1, dim=-1):
+            return context, start(chain, (width, 1), context)
 
     def depth_step(context: Any, state: Any, t: Any) -> Any:
-        with seeded(key), numpyro.plate("particles", 1, dim=-2), numpyro.plate("problems", 1, dim=-1):
+        with seeded(key), numpyro.plate("particles", width, dim=-2), numpyro.plate("problems", 1, dim=-1):
             state = chain.step(state, t, context)
         return chain.heads(state), mode(chain.readout(state))
 

@@ -10,6 +10,7 @@ the scan's carry or its outputs. All go outside the plates: they see each site a
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class GuidedSite(NamedTuple):
     prior: dist.Distribution  # expanded to the plates
     posterior: dist.Distribution | None  # expanded likewise; None without a guide
     value: Array  # the eps that was drawn
-    kl: Array  # KL(q || p) in nats, [..., B], scaled as the site is; 0 without a guide
+    kl: Array  # KL(q || p) in nats, [..., B], as `counted`; 0 without a guide
+    counted: Callable[[Array], Array]  # scales and masks a KL as the site is, and makes it 0 where no guide acted
 
 
 class _Handler(Messenger):
@@ -94,14 +96,14 @@ class guided(_Handler):  # noqa: N801 - handlers are lower case in NumPyro
         if msg["type"] != "sample" or msg["is_observed"] or "proposal" not in msg["infer"]:
             return
         prior, posterior = msg["fn"], msg["infer"].get("posterior")
-        if posterior is None:
-            kl = jnp.zeros(prior.batch_shape)
-        else:
-            kl = _scaled_by(divergence(posterior, prior), msg)
-            if self.rows is not None:
-                kl = jnp.where(self.rows, kl, 0.0)
+
+        def counted(kl: Array) -> Array:
+            kl = _scaled_by(kl, msg)
+            return kl if self.rows is None else jnp.where(self.rows, kl, 0.0)
+
+        kl = jnp.zeros(prior.batch_shape) if posterior is None else counted(divergence(posterior, prior))
         infer = msg["infer"]
-        self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl))
+        self.sites.append(GuidedSite(infer["t"], infer["proposal"], prior, posterior, msg["value"], kl, counted))
 
 
 class weighted(_Handler):  # noqa: N801

@@ -302,7 +302,7 @@ class Objective(eqx.Module):
             return site.kl
         towards_guide = divergence(_cut(posterior), site.prior)
         towards_prior = divergence(posterior, _cut(site.prior))
-        return balance * towards_guide + (1 - balance) * towards_prior
+        return site.counted(balance * towards_guide + (1 - balance) * towards_prior)
 
     def _resample(self, filtered: "_Filtered", rollout: Rollout, key: Array) -> tuple["_Filtered", Rollout]:
         """Replace the trajectories of problems with a low effective sample size, before the next depth step."""

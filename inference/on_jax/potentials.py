@@ -28,6 +28,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
+from probgram.checkpoint import fingerprint
 from probgram.inference.choices import check_observed
 from probgram.inference.on_jax.handlers import present_log_prob, seeded
 from probgram.inference.on_jax.sampling import decoded
@@ -255,6 +256,12 @@ class Likelihood(Potential):
         observed = np.broadcast_to(observed, y.shape)
         self.y, self.observed, self.anneal = jnp.asarray(y), jnp.asarray(observed), anneal
         self.whole, self.most = bool(observed.all()), None if real else int(np.where(observed, y, 0).max())
+
+    def __repr__(self) -> str:
+        """With what is observed, by which a run that goes on knows it."""
+        y, observed = np.asarray(self.y), np.asarray(self.observed)
+        seen = fingerprint({"y": np.where(observed, y, 0), "observed": observed})
+        return f"Likelihood({seen}, anneal={self.anneal})"
 
     @property
     def evidence(self) -> Evidence:

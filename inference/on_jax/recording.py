@@ -134,6 +134,7 @@ class Record:
         settings: what the run says of itself that does not stand in its algorithm.
         growing: the folder that takes each row as it comes, so that the last one is kept only; None: there is none.
         taken: depth steps so far.
+        last: depth steps there are to be.
     """
 
     algorithm: "Filter"
@@ -143,6 +144,7 @@ class Record:
     settings: Mapping[str, Any]
     growing: "Store | None"
     taken: int
+    last: int
     state: "SMCState | None" = None  # the last, islands put together
     flags: dict[str, Any] = field(default_factory=dict)  # of it, on the host
     figures: list[Row] = field(default_factory=list)
@@ -228,9 +230,11 @@ class Record:
         algorithm = self.algorithm
         told = {name: bool(self.flags[name]) for name in ("weighs", "observed", "likelihood")}
         settings = dict(self.settings) | told
+        over = algorithm.masked and bool(self.flags["done"].all())
         settings |= {
             "width": algorithm.width,
             "depth": taken,
+            "complete": over or taken >= self.last,
             "islands": algorithm.islands,
             "decode": algorithm.decode,
             "guided": algorithm.guided,

@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from probgram import checkpoint
-from probgram.inference.choices import check_decode, check_halting
+from probgram.inference.choices import check_decode, check_halting, check_same_run
 from probgram.inference.on_jax.devices import check_mesh, spread, spread_problems
 from probgram.inference.on_jax.handlers import BLOCK, as_key, check_state, mode, seeded, where
 from probgram.inference.on_jax.handlers import start as start_state
@@ -96,14 +96,18 @@ def sample(
     key = as_key(key)
     seed = seed_of(key)
     _check_weights(chain)
+    weights = checkpoint.fingerprint(chain.state_dict()) if chain.state_dict() else None
     if start is not None:
-        _check_start(start, x, width, seed)
+        own = {"width": (start.width, width), "key": (start.seed, seed)}
+        check_same_run(start, own | {"weights": (start.settings.get("weights"), weights)}, halt_probability)
+        if start.x.shape != x.shape or not (np.asarray(start.x) == x).all():
+            raise ValueError("start is a run of other problems than x")
     settings = {
         "width": width,
         "seed": seed,
         "decode": decode,
         "halt_probability": halt_probability,
-        "weights": checkpoint.fingerprint(chain.state_dict()) if chain.state_dict() else None,
+        "weights": weights,
         "backend": "jax",
     }
     save: Callable[[_Piece], None] | None = None
@@ -413,13 +417,3 @@ def _check_numbers(nan: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(nan)):
         if leaf:
             raise ValueError(f"state{jax.tree_util.keystr(path)} is NaN")
-
-
-def _check_start(start: Trajectories, x: np.ndarray, width: int, seed: int) -> None:
-    if start.state is None:
-        raise ValueError('start must be a run made with keep="latents": this one has no state')
-    for name, was, now in (("width", start.width, width), ("key", start.seed, seed)):
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
-    if start.x.shape != x.shape or not (np.asarray(start.x) == x).all():
-        raise ValueError("start is a run of other problems than x")

@@ -370,7 +370,8 @@ def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | Non
     def exchanged(operand: tuple[SMCState, Array]) -> tuple[SMCState, Array]:
         state, slots = operand
         share = (state.log_normalizer - top).astype(state.log_weights.dtype)
-        moving = (state.latent, state.log_psi, state.last, state.log_weights + share, slots)
+        log_psi = None if algorithm.potential is None else state.log_psi  # 0 everywhere: nothing to send
+        moving = (state.latent, log_psi, state.last, state.log_weights + share, slots)
         swapped = exchange.swap(moving, islands)
         if algorithm.masked:  # the islands of a problem end together, and it keeps its particles
             swapped = where(jnp.broadcast_to(state.done == 0, slots.shape), swapped, moving)
@@ -378,7 +379,7 @@ def _exchange(algorithm: Filter, state: SMCState) -> tuple[SMCState, Array | Non
         log_weights, log_total, ess = reweighed(log_weights, jnp.zeros_like(log_weights))
         state = state._replace(
             latent=latent,
-            log_psi=log_psi,
+            log_psi=state.log_psi if log_psi is None else log_psi,
             last=last,
             log_weights=log_weights,
             log_normalizer=top + log_total.astype(top.dtype),
@@ -619,7 +620,8 @@ def run(
     """
     depth, keep = depth_or_default(depth, isinstance(model, Chain)), checked_keep(keep, isinstance(model, Chain))
     key = as_key(key)
-    offset = continuation.offset(start, width, seed_of(key), islands, potential)
+    weights = _fingerprint(model)
+    offset = continuation.offset(start, width, seed_of(key), weights, islands, potential)
     further = depth if start is None else checked_depth(depth, start.problems) + offset
     algorithm = _chosen(
         model,
@@ -640,7 +642,10 @@ def run(
         mesh=mesh,
         exchange=exchange,
     )
-    resumed = None if start is None else SMCState(**continuation.resumed(algorithm, start, key))
+    resumed = None
+    if start is not None:
+        expected = eqx.filter_eval_shape(lambda key: init(algorithm.ready(), key).latent, key)
+        resumed = SMCState(**continuation.resumed(algorithm, start, key, expected))
     steps, of = int(np.max(further)) - offset, dict(collect or {})
     record = recording.Record(
         algorithm,
@@ -649,12 +654,13 @@ def run(
         task=task,
         settings={
             "seed": seed_of(key),
-            "weights": _fingerprint(model),
+            "weights": weights,
             "potential": name_of(potential),
             "halt_probability": halt_probability,
         },
         growing=opened(store, start, keep),
         taken=offset,
+        last=offset + steps,
     )
     if callback is None and store is None:
         record.add(*_filtered(algorithm, key, resumed, steps, keep, of))

@@ -38,6 +38,7 @@ from probgram.inference.fit_run import (
     model_of,
     plain,
 )
+from probgram.inference.interrupts import HeldBack
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax.devices import check_mesh, replicated, spread, spread_problems
 from probgram.inference.on_jax.objective import Objective, Rollout
@@ -331,7 +332,7 @@ class _Run:
         before = self.seconds
         bar = ProgressBar(self.steps, self.step, progress)
         try:
-            with bar:
+            with bar, HeldBack() as ctrl_c:
                 while self.step < self.steps and not stopped:
                     metrics = self._optimise()
                     if self.step % self.config.log_every == 0 or self.step == self.steps:
@@ -348,6 +349,7 @@ class _Run:
                         self.seconds = before + time.monotonic() - started
                         self._save()
                         saved = time.monotonic()
+                    stopped |= ctrl_c.asked
                 finished = self.step >= self.steps
         except KeyboardInterrupt:
             stopped = True

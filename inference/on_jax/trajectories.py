@@ -159,6 +159,8 @@ class Trajectories(Run[np.ndarray]):
         if not answers.shape[-1]:
             raise ValueError("the run has no answers: its model reads none out of its states")
         n, b, _ = answers.shape
+        if answers.dtype.kind not in "iub":  # their bits; -0 is 0
+            answers = (answers + answers.dtype.type(0)).view(f"i{answers.dtype.itemsize}")
         rows = np.concatenate([np.broadcast_to(np.arange(b)[:, None], (n, b, 1)), answers.astype(np.int64)], -1)
         # As bytes, the first the most significant, so that they sort as the numbers do.
         packed = (rows - rows.min()).astype(">u8").reshape(n * b, -1)

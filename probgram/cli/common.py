@@ -128,7 +128,12 @@ def check_data(chain: Any, task: "Task") -> None:
     """Refuse to call problems held out that the weights may have been trained on."""
     from probgram.inference.drawing import as_known_answers, fingerprint_of
 
-    seen = chain.about.get("data")
+    seen, split = chain.about.get("data"), chain.about.get("split")
+    if seen is None and split and chain.about.get("task") == task.name and getattr(task, "split", split) != split:
+        raise ValueError(
+            f"the weights were trained with {task.name} split by {split}, so problems that are held out by "
+            f"{task.split} may not be held out from them"
+        )
     if seen is not None and seen != fingerprint_of(as_known_answers(task)):
         raise ValueError(
             f"the weights were not trained on the training problems of {task!r}, so its test problems may not be "
@@ -164,13 +169,15 @@ def task_from(text: str) -> "Task":
 
 def filter_from(potential: str | None, resample: str, ess: float, task: "Task", backend: str) -> dict[str, Any]:
     """The arguments of a filter; none where no potential is named."""
-    if potential is None:
+    if potential is None and resample == "none":
         return {}
     from probgram.backends import inference
 
     schemes = inference(backend, "resampling").SCHEMES
     if resample not in (*schemes, "none"):
         raise ValueError(f"resample must be one of {', '.join(schemes)} or none, got {resample!r}")
+    if potential is None:
+        return {}
     scheme = schemes.get(resample)
     return {"potential": _potential(potential, task, backend), "resample": scheme, "ess_threshold": ess}
 

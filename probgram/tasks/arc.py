@@ -121,7 +121,7 @@ class Arc:
     # -- reading and drawing ----------------------------------------------------------------------------------
 
     def encode(self, problem: Any) -> NDArray[np.int64]:
-        """Read a test input of the set, "007bbfb7" or "007bbfb7:1" (from 0), other input ("007bbfb7", grid), tokens.
+        """Read a test input of the set, "007bbfb7" or "007bbfb7:1" (from 0), a grid ("007bbfb7", grid), or tokens.
 
         Returns:
             The task's id and the grid's tokens, `[1 + L]`.

@@ -124,6 +124,14 @@ class Sudoku:
             return None
         return cls(box, split=split or "orbit")  # type: ignore[arg-type]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Where the boards come from: files, or made here with so many given cells."""
+        if self.data is None:
+            return {"boards": "made here, {} to {} given cells".format(*self.clue_range)}
+        paths = [self.data] if isinstance(self.data, str | Path) else self.data
+        return {"boards": ", ".join(Path(path).name for path in paths)}
+
     def __repr__(self) -> str:
         return f"Sudoku({self.box}, data={self.data!r}, split={self.split!r}, seed={self.seed})"
 
