@@ -10,6 +10,7 @@ import numpy as np
 
 from probgram import metrics
 from probgram.fields import as_array
+from probgram.inference.choices import check_counts
 from probgram.run import Run
 from probgram.tasks import UnknownAnswers
 
@@ -81,6 +82,7 @@ def measured(
     """
     if not seeds:
         raise ValueError("seeds must name at least one seed")
+    check_counts({"width": width, "depth": depth} | ({} if problems is None else {"problems": problems}))
     x = chosen_problems(task, split, problems)
     try:
         solutions = metrics.all_solutions(task, x)

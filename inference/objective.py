@@ -302,7 +302,10 @@ class Objective(nn.Module):
     # -- heads ------------------------------------------------------------------------------------------------
 
     def _heads(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Losses of the heads, on prior states only: "halt" at every step, "value" when a trajectory ends."""
+        """Losses of the heads, on prior states only: "halt" now, "value" of all states of a trajectory that ends.
+
+        Under gradient="full", where all depth steps are one, "halt" so learns from the last of them.
+        """
         zero, b = rollout.target.new_zeros((), dtype=torch.float32), len(rollout.x)
         halted = torch.zeros(b, dtype=torch.bool, device=zero.device)
         slot = (rollout.age - 1).clamp(max=self.config.depth - 1)

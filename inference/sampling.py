@@ -84,7 +84,7 @@ def sample(
     """
     x = as_problems(x, chain)
     check_halting(halt_probability)
-    _check(width, depth, keep, decode, chunk)
+    _check(width, depth, seed, keep, decode, chunk)
     _check_weights(chain)
     if start is not None:
         own = {"width": width, "seed": seed, "weights": checkpoint.weights_of(chain)}
@@ -296,11 +296,11 @@ def _compact(answers: Tensor, readout: Any) -> Tensor:
     return answers.to(torch.uint8 if size <= 256 else torch.int16 if size <= 32768 else torch.int32)
 
 
-def _check(width: int, depth: int, keep: str, decode: str, chunk: int | None) -> None:
-    for name, value in (("width", width), ("depth", depth)):
+def _check(width: int, depth: int, seed: int, keep: str, decode: str, chunk: int | None) -> None:
+    for name, value in (("width", width), ("depth", depth), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
+        if name != "seed" and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if keep not in ("paths", "last", "latents"):
         raise ValueError(f'keep must be "paths", "last" or "latents", got {keep!r}')

@@ -69,6 +69,16 @@ def _sync(path: str | Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise CheckpointError where a file could not be written: asked before the long work that it is to hold."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} could not be written: it is a folder")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path} could not be written: {there} is no folder that can be written to")
+
+
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file so that a reader sees the old content or the new, never a part.
 

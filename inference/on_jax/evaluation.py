@@ -57,7 +57,7 @@ def evaluate(
         ValueError: no seeds, or an unknown split.
         UnknownAnswers: the task can neither verify answers nor tell them (`Digits`).
     """
-    rows = max(1, figures.BATCH // width)
+    rows = max(1, figures.BATCH // max(1, width))
 
     def draw(x: Any, seed: int) -> Trajectories:
         # The last batch is filled up with its own problems: another size would be another program.

@@ -341,7 +341,10 @@ class Objective(eqx.Module):
     # -- heads ------------------------------------------------------------------------------------------------
 
     def _heads(self, rollout: Rollout) -> tuple[Array, dict[str, Array], Array]:
-        """Losses of the heads, on prior states only: "halt" at every step, "value" when a trajectory ends."""
+        """Losses of the heads, on prior states only: "halt" now, "value" of all states of a trajectory that ends.
+
+        Under gradient="full", where all depth steps are one, "halt" so learns from the last of them.
+        """
         n, b = rollout.target.shape
         slot, row = (rollout.age - 1).clip(max=self.config.depth - 1), jnp.arange(b)
         now = jax.tree.map(lambda leaf: jnp.swapaxes(leaf[slot, :, row], 0, 1), rollout.history)

@@ -21,5 +21,7 @@ def demo(
     from rich.console import Console
 
     from probgram import demo as shown
+    from probgram.checkpoint import check_writable
 
+    check_writable(picture)
     shown.run(Console(), picture, width, depth, seed)

@@ -59,8 +59,11 @@ def frontier(
 
     `probgram frontier queens8 --backend jax --rounds 0`  with timings JAX compiles every cell of the grid
     """
+    from probgram.checkpoint import check_writable
     from probgram.inference.frontier import frontier as measure
 
+    if out is not None:
+        check_writable(out)
     grid = {
         name: integers_from(text, name) for name, text in (("depths", depths), ("widths", widths), ("seeds", seeds))
     }
@@ -71,11 +74,6 @@ def frontier(
     found = measure(chain, family, **grid, problems=problems, split=split, by=by, rounds=rounds)  # type: ignore[arg-type]
     found.about.update({"transitions": transitions} if transitions else {})
     found.about.update({"noise": noise} if noise else {})
-    if out is not None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        found.to_html(out)
     if as_json:
         print_json("frontier", weights=weights, html=None if out is None else str(out), **found.as_dict())
     elif not quiet:
@@ -85,6 +83,11 @@ def frontier(
         console = Console()
         console.print(Markdown(found.grids()))
         console.print(found.verdict, markup=False, emoji=False, highlight=False)
+    if out is not None:  # last: what was measured is not lost where the disk is full
+        import matplotlib
+
+        matplotlib.use("Agg")
+        found.to_html(out)
 
 
 def _changed(chain: Any, transitions: int | None, noise: float | None, backend: str) -> Any:

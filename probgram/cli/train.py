@@ -63,6 +63,7 @@ def train(
     from probgram.inference.drawing import as_known_answers, fingerprint_of
     from probgram.inference.recipes import default
 
+    checkpoint.check_writable(out)
     svi = inference(backend, "svi")
     task = task_from(data)
     folder = folder or Path("runs") / out.stem

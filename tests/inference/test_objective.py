@@ -151,6 +151,16 @@ def test_balance_shares_the_kl_between_prior_and_guide() -> None:
     assert receivers(Ladder(read_at=9), "pq", balance=0.8, **choices) == "p2 p3 q2 q3"
 
 
+@pytest.mark.parametrize("gradient", ["step", "full"])
+def test_a_balanced_kl_has_the_value_of_the_plain_one_where_the_guide_acts_on_some_rows(gradient: str) -> None:
+    """KL balancing divides the gradient; the charge stays what it is, 0 where a prior draw carries on."""
+    choices: dict[str, Any] = {"gradient": gradient, "carry": 0.5, "beta": 1.0, "particles": 6}
+    plain = loss_of(**choices)
+    assert loss_of(balance=0.8, **choices) == pytest.approx(plain, rel=1e-6)
+    assert loss_of(balance=0.5, **choices) == pytest.approx(plain, rel=1e-6)
+    assert plain != pytest.approx(loss_of(**choices | {"carry": 0.0}), rel=1e-3)
+
+
 def loss_of(**choices: Any) -> float:
     torch.manual_seed(0)
     config = ObjectiveConfig(depth=S, target=fixed, **{"carry": 1.0, "kl": "every"} | choices)

@@ -21,11 +21,19 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from probgram import Chain, Guide
+from probgram import Chain, Guide, tasks
 from probgram.inference import resampling, sample, smc
-from probgram.inference.potentials import LookAhead, Potential, View, likelihood, look_ahead
+from probgram.inference.faults import FilterError
+from probgram.inference.potentials import LookAhead, Potential, View, likelihood, look_ahead, value
 from probgram.inference.resampling import adaptive, multinomial, ssp, systematic
-from probgram.models import HiddenMarkov, HiddenMarkovSmoother, LinearGaussian, LinearGaussianSmoother
+from probgram.models import (
+    GRAM,
+    GRAMGuide,
+    HiddenMarkov,
+    HiddenMarkovSmoother,
+    LinearGaussian,
+    LinearGaussianSmoother,
+)
 from probgram.trajectories import Trajectories
 
 SCHEMES = list(resampling.SCHEMES.values())
@@ -929,6 +937,72 @@ def test_a_start_that_does_not_fit_is_one_clear_sentence(tmp_path):
             smc.run(Seen(), EIGHT, **({"width": 4, "depth": 2, "start": start} | choices))
     with pytest.raises(ValueError, match="start has 8 problems, got 3"):
         smc.run(Seen(), PROBLEMS.float(), width=4, depth=2, start=start)
+
+
+def test_a_run_that_was_stopped_has_no_evidence_yet():
+    """Under an annealed likelihood only the last depth step's log Z is log p(y | x)."""
+    y = torch.zeros(2, 5, dtype=torch.long)
+    torch.manual_seed(0)
+    chain = GRAM.for_task(tasks.Queens(5), dim=16, heads=2, hidden=24)
+    x = torch.zeros(2, 5, dtype=torch.long)
+    choices = {"width": 8, "potential": likelihood(y)}
+    stopped = smc.run(chain, x, depth=4, callback=lambda state, info: state.t == 2, **choices)
+    with pytest.raises(ValueError, match="was stopped before its last depth step"):
+        _ = stopped.log_evidence
+    assert stopped.log_normalizer.isfinite().all()
+    assert smc.run(chain, x, depth=2, **choices).log_evidence[-1].isfinite().all()
+    gone_on = smc.run(chain, x, depth=2, start=smc.run(chain, x, depth=2, **choices), **choices)
+    assert gone_on.log_evidence[-1].isfinite().all()
+
+
+def test_a_run_goes_on_under_its_own_likelihood_and_weights_only():
+    torch.manual_seed(0)
+    chain, other = (GRAM.for_task(tasks.Queens(5), dim=16, heads=2, hidden=24) for _ in range(2))
+    x, y = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long)
+    start = smc.run(chain, x, width=4, depth=1, potential=likelihood(y))
+    choices = {"width": 4, "depth": 1, "start": start}
+    assert smc.run(chain, x, potential=likelihood(y.clone()), **choices).depth == 2
+    with pytest.raises(ValueError, match="start was run under the potential Likelihood"):
+        smc.run(chain, x, potential=likelihood(y + 1), **choices)
+    with pytest.raises(ValueError, match="start has weights"):
+        smc.run(other, x, potential=likelihood(y), **choices)
+    frozen = sample(chain, x, 4, 1, keep="latents", halt_probability=0.1)
+    with pytest.raises(ValueError, match="was run with halt_probability"):
+        sample(chain, x, 4, 1, start=frozen)
+    with pytest.raises(ValueError, match="start has weights"):
+        sample(other, x, 4, 1, start=frozen, halt_probability=0.1)
+
+
+def test_islands_of_a_guided_chain_see_the_evidence_of_their_problem():
+    torch.manual_seed(0)
+    chain = GRAM.for_task(tasks.Queens(5), dim=16, heads=2, hidden=24)
+    guide, x, y = GRAMGuide(chain), torch.arange(15).view(3, 5) % 5, torch.arange(15).view(3, 5) % 4
+    choices = {"depth": 2, "guide": guide, "potential": value, "ess_threshold": 0.0}
+    together = smc.run(chain, x, evidence=y, width=6, islands=2, **choices)
+    apart = smc.run(chain, x.repeat_interleave(2, 0), evidence=y.repeat_interleave(2, 0), width=6, **choices)
+    pairs = apart.log_normalizer.view(2, 3, 2)
+    torch.testing.assert_close(together.log_normalizer, pairs.logsumexp(-1) - math.log(2))
+
+
+def test_states_that_become_nan_on_the_way_are_an_error():
+    class Breaks(Chain):
+        def initial(self, context):
+            return context[:, 0].float()
+
+        def propose(self, state, context, t):
+            return state * (math.nan if t == 1 else 1.0)
+
+        def prior(self, proposal, t):
+            return dist.Normal(torch.zeros_like(proposal), 1.0)
+
+        def readout(self, state):
+            return dist.Categorical(logits=torch.stack([state, -state], -1)[..., None, :]).to_event(1)
+
+    x = torch.ones(2, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="state is NaN"):
+        sample(Breaks(), x, 4, 3)
+    with pytest.raises((ValueError, FilterError), match="NaN"):
+        smc.run(Breaks(), x, width=4, depth=3)
 
 
 # -- what a run keeps -----------------------------------------------------------------------------------------

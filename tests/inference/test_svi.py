@@ -17,6 +17,7 @@ import torch
 from probgram import fit, tasks
 from probgram.checkpoint import CheckpointError, read_tensors, write_tensors
 from probgram.inference import svi
+from probgram.inference.interrupts import HeldBack
 from probgram.inference.objective import Objective, ObjectiveConfig
 from probgram.inference.svi import DivergedError, FitConfig, FitResult, fit_heads, learning_rate
 from probgram.inference.targets import dealt
@@ -311,6 +312,31 @@ def test_ctrl_c_in_the_very_first_step_can_be_gone_on_from(tmp_path, monkeypatch
     assert (first.steps, first.finished) == (0, False)
     second = run(20, folder=tmp_path)
     assert second.steps == 20 and second.finished
+
+
+def test_a_real_ctrl_c_waits_for_the_end_of_its_step(tmp_path, whole, monkeypatch):
+    """The signal comes where noise has been drawn and nothing learned; a second one does not wait."""
+    forward, taken, handler = Objective.forward, [], signal.getsignal(signal.SIGINT)
+
+    def seventh(self, rollout):
+        taken.append(1)
+        result = forward(self, rollout)
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "forward", seventh)
+        first = run(20, folder=tmp_path)
+    assert (first.steps, first.finished) == (7, False)
+    assert same(run(20, folder=tmp_path), whole)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    with pytest.raises(KeyboardInterrupt), HeldBack() as ctrl_c:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ctrl_c.asked
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_ctrl_c_while_held_out_problems_are_looked_at_changes_no_weights(tmp_path, whole, monkeypatch):

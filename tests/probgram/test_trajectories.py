@@ -286,3 +286,24 @@ def test_to_arviz_refuses_a_problem_without_weight():
     log_weights[:, :, 1] = -torch.inf
     with pytest.raises(ValueError, match=r"problems \[1\] have no trajectory of positive weight"):
         make_run(log_weights=log_weights).to_arviz()
+
+
+def test_answers_that_are_real_numbers_are_equal_where_they_are_the_same():
+    answers = torch.tensor([0.2, 0.7, 0.2, -0.0, 0.0]).view(1, 5, 1, 1)
+    run = make_run(
+        x=torch.zeros(1, 2), answers=answers, log_weights=torch.zeros(1, 5, 1), heads={}, log_normalizer=None
+    )
+    found = run.distinct()
+    assert sorted(zip(found.answers[:, 0].tolist(), found.shares.tolist(), strict=True)) == [
+        (0.0, pytest.approx(0.4)),
+        (pytest.approx(0.2), pytest.approx(0.4)),
+        (pytest.approx(0.7), pytest.approx(0.2)),
+    ]
+    narrow = make_run(
+        x=torch.zeros(1, 2),
+        answers=answers.bfloat16(),
+        log_weights=torch.zeros(1, 5, 1),
+        heads={},
+        log_normalizer=None,
+    )
+    assert len(narrow.distinct().answers) == 3

@@ -11,17 +11,19 @@ pytest.importorskip("numpyro", reason="needs probgram[jax]")
 pytest.importorskip("zarr")
 
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from probgram import fields
+from probgram import fields, tasks
 from probgram.checkpoint import CheckpointError
 from probgram.inference.on_jax import smc
 from probgram.inference.on_jax.genealogy import mean
 from probgram.inference.on_jax.islands import ring
+from probgram.inference.on_jax.potentials import Likelihood
 from probgram.inference.on_jax.trajectories import Trajectories
-from probgram.models.on_jax import Chain, LinearGaussian, LinearGaussianSmoother
+from probgram.models.on_jax import GRAM, Chain, LinearGaussian, LinearGaussianSmoother
 
 X = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 
@@ -186,3 +188,28 @@ def test_strict_says_at_once_which_site_it_was(tmp_path: Path) -> None:
     with pytest.raises(smc.FilterError, match=r"^the potential left no weight at depth 3 in problems \[1\]$"):
         run(strict=True, potential=steep, callback=lambda state, info: seen.append(int(state.t)))
     assert seen == [1, 2]
+
+
+def test_a_stored_run_of_a_state_that_is_a_tuple_goes_on(tmp_path: Path) -> None:
+    """A file knows the leaves of a state, not the class that it was."""
+    chain = GRAM.for_task(tasks.Queens(5), key=jax.random.key(0), dim=16, heads=2, hidden=24)
+    x = np.zeros((2, 5), int)
+    choices: dict[str, Any] = {"width": 4, "potential": high, "keep": "latents"}
+    smc.run(chain, x, depth=2, store=tmp_path / "run.zarr", **choices)
+    start = Trajectories.load(tmp_path / "run.zarr")
+    gone_on, whole = smc.run(chain, x, depth=2, start=start, **choices), smc.run(chain, x, depth=4, **choices)
+    np.testing.assert_allclose(gone_on.log_normalizer, whole.log_normalizer[2:], rtol=1e-5)
+
+
+def test_a_likelihood_is_known_by_what_it_observes() -> None:
+    one, same, other = (repr(Likelihood(np.array(y))) for y in ([1, 2, -1], [1, 2, -5], [1, 3, -1]))
+    assert one == same != other
+
+
+def test_a_run_that_was_stopped_has_no_evidence_yet() -> None:
+    y = np.zeros((3, 1), int)
+    choices: dict[str, Any] = {"width": 8, "potential": Likelihood(y)}
+    stopped = smc.run(Climb(), X, depth=4, callback=lambda state, info: int(state.t) == 2, **choices)
+    with pytest.raises(ValueError, match="was stopped before its last depth step"):
+        _ = stopped.log_evidence
+    assert np.isfinite(smc.run(Climb(), X, depth=2, **choices).log_evidence[-1]).all()

@@ -6,6 +6,7 @@ All runs share one compiled step, unless a test says otherwise.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -226,6 +227,22 @@ def test_ctrl_c_within_a_step_takes_back_what_was_drawn(tmp_path: Any, whole: Fi
         patch.setattr(svi, "_depth_step", seventh)
         first = run(20, folder=tmp_path)
     assert (first.steps, first.finished) == (6, False)
+    assert same(run(20, folder=tmp_path), whole)
+
+
+def test_a_real_ctrl_c_waits_for_the_end_of_its_step(tmp_path: Any, whole: FitResult, monkeypatch: Any) -> None:
+    step, taken = svi._depth_step, []
+
+    def seventh(*given: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(svi, "_depth_step", seventh)
+        first = run(20, folder=tmp_path)
+    assert (first.steps, first.finished) == (7, False)
     assert same(run(20, folder=tmp_path), whole)
 
 
