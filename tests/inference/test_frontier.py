@@ -17,6 +17,7 @@ from scipy.stats import binom
 from probgram import Chain, metrics
 from probgram.inference import frontier, sample, vote
 from probgram.inference.cost import multiply_adds
+from probgram.inference.frontier import selection
 from probgram.inference.timing import interleaved
 from probgram.inference.verdict import Gain, Verdict, gain, judge
 from probgram.models import GRAM
@@ -533,9 +534,45 @@ def test_the_page_stands_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("found", "gap", "said"),
+    [
+        (0.99, (0.1, 0.05, 0.2), "Selection, not sampling, is the bottleneck: pass@8 lacks 0.010, vote 0.100 "),
+        (
+            0.67,
+            (0.08, 0.04, 0.11),
+            "Selection loses something, too: pass@8 lacks 0.330, vote 0.080 [0.040, ",
+        ),
+        (0.99, (0.04, 0.01, 0.2), ""),
+        (0.99, (0.1, -0.01, 0.2), ""),
+    ],
+)
+def test_selection_is_the_bottleneck_where_it_loses_more_than_sampling(found, gap, said):
+    sentence = selection(found, *gap, "vote", 8)
+    assert sentence.startswith(said) and bool(sentence) == bool(said)
+
+
+def test_what_is_encoded_once_is_counted_once():
+    class Encodes(Uniform):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Linear(2, 50, bias=False)
+
+        def encode(self, x):
+            self.embed(x.float())
+            return x
+
+    found = frontier(Encodes(), Several(), (1, 2), (1, 4), (0,), problems=4, rounds=0)
+    assert found.multiply_adds.tolist() == [[100, 100], [100, 100]]
+
+
+@pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"seeds": ()}, "seeds must be at least one, and different"),
+        ({"seeds": (0, 0)}, r"seeds must be at least one, and different, got \[0, 0\]"),
+        ({"problems": 0}, "problems must be an integer of at least 1, got 0"),
+        ({"rounds": -1}, "rounds must be at least 0, got -1"),
+        ({"level": 95}, "level must be between 0 and 1, got 95"),
         ({"depths": (4,)}, r"depths must name at least two different sizes to tell a gain, got \[4\]"),
         ({"widths": (2, 2)}, r"widths must name at least two different sizes to tell a gain, got \[2\]"),
         ({"depths": (0, 1)}, "depths must be integers from 1, got 0"),

@@ -242,7 +242,7 @@ def test_a_problem_that_is_not_answered_exits_with_one():
         (["queens8", "--board", ROW, "--confidence", "luck"], "must be vote, value, halt or energy, got 'luck'"),
         (["queens8", "--board", ROW, "--task", "chess"], "no task is called 'chess'"),
         (["queens8", "--board", "5 . . . . .", "--task", "queens6:"], "the task 'queens6:' cannot be imported"),
-        (["queens8", "--board", "0" + 9 * " .", "--task", "queens10"], "L = 8 or fewer"),
+        (["queens8", "--board", "0" + 9 * " .", "--task", "queens10"], "answers of queens10 have 10 different tokens"),
     ],
 )
 def test_bad_input_to_solve_is_one_line_on_standard_error(arguments, message, tmp_path):
@@ -373,6 +373,19 @@ def test_problems_that_may_have_been_trained_on_are_not_called_held_out(trained,
     np.savez(tmp_path / "grown.npz", x=np.concatenate([X, X[:1]]), y=np.concatenate([Y, Y[1:2]]))
     said = complaint(probgram("evaluate", trained[0], "--task", "grown.npz", *SMALL))
     assert "the weights were not trained on the training problems of" in said
+
+
+def test_shipped_weights_are_not_judged_on_problems_that_were_split_otherwise(tmp_path):
+    Path("otherwise.py").write_text(
+        "from probgram.tasks import Queens\n\n\ndef T():\n    return Queens(8, split='input')\n"
+    )
+    said = complaint(probgram("evaluate", "queens8", "--task", "otherwise:T", *SMALL))
+    assert "trained with queens8 split by orbit, so problems that are held out by input may not be" in said
+
+
+def test_a_misspelt_scheme_is_refused_without_a_potential_too():
+    said = complaint(probgram("evaluate", "queens8", "--resample", "sistematic", *SMALL))
+    assert "resample must be one of" in said and "sistematic" in said
 
 
 def test_a_core_that_is_trained_further_keeps_what_it_learned(tmp_path):

@@ -629,3 +629,9 @@ def test_boards_of_25_rows_are_made():
     task = tasks.Sudoku(5)
     x, y = task.generate(1)
     assert task.verify(x, y).all() and 312 <= task.clues(x)[0] <= 375 and task.count(x[0], 2) == 1
+
+
+def test_a_report_says_which_boards_it_is_of(tmp_path):
+    (tmp_path / "boards.txt").write_text("12" + "." * 14 + "\n" + "." * 13 + "341\n")
+    assert tasks.Sudoku(2).about == {"boards": "made here, 3 to 7 given cells"}
+    assert tasks.Sudoku(2, data=tmp_path / "boards.txt", unique=False).about == {"boards": "boards.txt"}
