@@ -24,6 +24,7 @@ from torch import Tensor
 
 from probgram.checkpoint import fingerprint
 from probgram.inference.choices import check_observed
+from probgram.inference.handlers import present_log_prob
 from probgram.inference.sampling import decoded
 from probgram.run import Run
 
@@ -239,6 +240,8 @@ class Likelihood(Potential):
             log_p = torch.where(observed, law.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
         elif base is not None and tuple(base.batch_shape[-1:]) == tuple(y.shape[-1:]):
             log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
+        elif isinstance(readout, torch.distributions.MultivariateNormal):
+            log_p = present_log_prob(readout, torch.where(observed, y, torch.nan))
         elif bool(self.observed.all()):
             log_p = readout.log_prob(y)
         else:

@@ -58,6 +58,8 @@ class Record:
         self.taken += 1
         if self.keep in ("paths", "latents"):
             path = self._path(state, info)
+            if self.paths:  # of the last depth step alone a run keeps it
+                del self.paths[-1]["log_potential"]
             if self.stored:
                 self.paths, self.depths = [], []
             self.paths.append(path)
@@ -124,7 +126,7 @@ class Record:
         depths = tuple(self.depths) or (state.t,)
         stacked = {
             name: trees.map_state(lambda *rows: torch.stack(rows), *[path[name] for path in self.paths])
-            for name in self.paths[0]
+            for name in set(self.paths[-1]) - {"log_potential"}
         }
         figures = {name: value[: self.taken] for name, value in self.figures.items()}
         log_normalizer, ess = figures.pop("log_normalizer"), figures.pop("ess")
@@ -144,7 +146,7 @@ class Record:
             ess = torch.where(squares > 0, 1 / squares, 0.0)
             log_normalizer = pooled_normalizer(log_normalizer, islands)
             latent, halted = trees.map_state(lambda leaf: pool(leaf, islands), (latent, halted))
-        log_potential = stacked["log_potential"][-1]
+        log_potential = self.paths[-1]["log_potential"]
         log_potential = pool(log_potential, islands) if islands > 1 else log_potential
         answers = stacked.get("answers")
         if answers is None:

@@ -324,7 +324,9 @@ def test_a_readout_without_independent_tokens_is_observed_whole_or_not_at_all():
     class Joint(Small):
         def readout(self, state):
             mean = torch.stack([state, -state], -1).double()
-            return dist.MultivariateNormal(mean, torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double())
+            return dist.LowRankMultivariateNormal(
+                mean, torch.tensor([[0.7], [0.7]]).double(), torch.ones(2).double()
+            )
 
     y = torch.tensor([0.3, 0.4], dtype=torch.float64)
     run = smc.run(Joint(), X, width=5, depth=1, potential=likelihood(y), keep="latents")
@@ -487,3 +489,16 @@ def test_tokens_that_are_not_observed_may_be_anything() -> None:
 def test_a_mask_that_does_not_fit_is_refused(y: Any, observed: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         likelihood(torch.tensor(y), observed=torch.tensor(observed))
+
+
+def test_of_a_joint_gaussian_what_is_not_observed_is_integrated_out() -> None:
+    mean, cov = torch.tensor([0.3, -0.2, 0.5]), torch.tensor([[1.0, 0.4, 0.1], [0.4, 0.8, 0.2], [0.1, 0.2, 0.6]])
+
+    class Joint(Small):
+        def readout(self, state: Tensor) -> Any:
+            return dist.MultivariateNormal(mean.expand(*state.shape, 3), cov)
+
+    y, seen = torch.tensor([0.1, float("nan"), 0.9]), [0, 2]
+    run = smc.run(Joint(), X.expand(2, 1), width=5, depth=1, potential=likelihood(y))
+    exact = dist.MultivariateNormal(mean[seen], cov[seen][:, seen]).log_prob(y[seen])
+    torch.testing.assert_close(run.log_normalizer[-1].float(), exact.expand(2))

@@ -296,7 +296,7 @@ def test_what_does_not_fit_the_folder_is_one_sentence(tmp_path):
         CheckpointError, match="run.zarr holds depth steps 1 to 2 of seed 0, and start 1 to 4 of seed 0"
     ):
         sample(CHAIN, X, 6, 2, keep="latents", start=other, store=path)
-    with pytest.raises(ValueError, match="start has weights [0-9a-f]+, so weights must be [0-9a-f]+, got [0-9a-f]+"):
+    with pytest.raises(ValueError, match="start has weights [0-9a-f]+, so weights must be [0-9a-f]+, got"):
         sample(make_chain(1), X, 6, 2, keep="latents", start=loaded, store=path)
     with pytest.raises(CheckpointError, match="run.zarr was run with decode mode, got sample"):
         sample(CHAIN, X, 6, 2, keep="latents", decode="sample", start=loaded, store=path)
