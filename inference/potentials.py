@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from probgram.checkpoint import fingerprint
@@ -240,7 +241,7 @@ class Likelihood(Potential):
             log_p = torch.where(observed, law.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
         elif base is not None and tuple(base.batch_shape[-1:]) == tuple(y.shape[-1:]):
             log_p = torch.where(observed, base.log_prob(torch.where(observed, y, 0)), 0.0).sum(-1)
-        elif isinstance(readout, torch.distributions.MultivariateNormal):
+        elif isinstance(readout, MultivariateNormal):
             log_p = present_log_prob(readout, torch.where(observed, y, torch.nan))
         elif bool(self.observed.all()):
             log_p = readout.log_prob(y)

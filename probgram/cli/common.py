@@ -129,10 +129,11 @@ def check_data(chain: Any, task: "Task") -> None:
     from probgram.inference.drawing import as_known_answers, fingerprint_of
 
     seen, split = chain.about.get("data"), chain.about.get("split")
-    if seen is None and split and chain.about.get("task") == task.name and getattr(task, "split", split) != split:
+    here = getattr(task, "split", split)
+    if seen is None and split and chain.about.get("task") == task.name and here != split:
         raise ValueError(
-            f"the weights were trained with {task.name} split by {split}, so problems that are held out by "
-            f"{task.split} may not be held out from them"
+            f"the weights were trained with {task.name} split by {split}, so problems that are held out by {here} may "
+            "not be held out from them"
         )
     if seen is not None and seen != fingerprint_of(as_known_answers(task)):
         raise ValueError(
