@@ -132,7 +132,7 @@ def check_data(chain: Any, task: "Task") -> None:
     here = getattr(task, "split", split)
     if seen is None and split and chain.about.get("task") == task.name and here != split:
         raise ValueError(
-            f"the weights were trained with {task.name} split by {split}, so problems that are held out by {here} may "
+            f"the weights were trained with {task.name} split by {split}, so what is held out by {here} may "
             "not be held out from them"
         )
     if seen is not None and seen != fingerprint_of(as_known_answers(task)):

@@ -380,7 +380,7 @@ def test_shipped_weights_are_not_judged_on_problems_that_were_split_otherwise(tm
         "from probgram.tasks import Queens\n\n\ndef T():\n    return Queens(8, split='input')\n"
     )
     said = complaint(probgram("evaluate", "queens8", "--task", "otherwise:T", *SMALL))
-    assert "trained with queens8 split by orbit, so problems that are held out by input may not be" in said
+    assert "trained with queens8 split by orbit, so what is held out by input may not be" in said
 
 
 def test_a_misspelt_scheme_is_refused_without_a_potential_too():
