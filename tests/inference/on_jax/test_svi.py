@@ -6,7 +6,6 @@ All runs share one compiled step, unless a test says otherwise.
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from typing import Any
@@ -24,6 +23,7 @@ from probgram import models, tasks
 from probgram.checkpoint import CheckpointError, read_tensors, save_chain, write_tensors
 from probgram.inference import recipes
 from probgram.inference import svi as torch_svi
+from probgram.inference.interrupts import HeldBack
 from probgram.inference.objective_config import ObjectiveConfig
 from probgram.inference.on_jax import svi
 from probgram.inference.on_jax.svi import DivergedError, FitConfig, FitResult, fit, fit_heads
@@ -230,16 +230,21 @@ def test_ctrl_c_within_a_step_takes_back_what_was_drawn(tmp_path: Any, whole: Fi
     assert same(run(20, folder=tmp_path), whole)
 
 
-def test_a_real_ctrl_c_waits_for_the_end_of_its_step(tmp_path: Any, whole: FitResult, monkeypatch: Any) -> None:
-    step, taken = svi._depth_step, []
+def test_ctrl_c_that_is_held_back_ends_after_its_step(tmp_path: Any, whole: FitResult, monkeypatch: Any) -> None:
+    step, taken, held = svi._depth_step, [], []
+
+    class Held(HeldBack):
+        def __enter__(self) -> HeldBack:
+            held.append(self)
+            return self
 
     def seventh(*given: Any) -> Any:
         taken.append(1)
-        if len(taken) == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+        held[0].asked = len(taken) == 7
         return step(*given)
 
     with monkeypatch.context() as patch:
+        patch.setattr(svi, "HeldBack", Held)
         patch.setattr(svi, "_depth_step", seventh)
         first = run(20, folder=tmp_path)
     assert (first.steps, first.finished) == (7, False)
