@@ -90,7 +90,7 @@ RECIPES = {
     # benchmarks/filter_vs_independent.py asks what a filter does for a reasoner that is not finished.
     "queens8": Recipe(partial(tasks.Queens, 8), 15_000, kept=(1_500, 2_500)),
     "queens10": Recipe(
-        partial(tasks.Queens, 10), 36_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}, depth=64
+        partial(tasks.Queens, 10), 66_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}, depth=64
     ),
     "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 10_000),
     "colouring10": Recipe(
