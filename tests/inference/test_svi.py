@@ -341,6 +341,7 @@ SIGNALS = """
 import os, signal
 from probgram.inference.interrupts import HeldBack
 python, mine = signal.default_int_handler, lambda *_: None
+signal.signal(signal.SIGINT, python)
 try:
     with HeldBack() as ctrl_c:
         os.kill(os.getpid(), signal.SIGINT)
