@@ -93,9 +93,7 @@ RECIPES = {
         partial(tasks.Queens, 10), 66_000, choices=SHORT | {"body": "mixer"}, settings={"lr": 2e-3}, depth=64
     ),
     "colouring8": Recipe(partial(tasks.Colouring, 8, 0.5), 10_000),
-    "colouring10": Recipe(
-        partial(tasks.Colouring, 10, 0.5), 24_000, choices=SHORT, settings={"lr": 2e-3}, depth=64
-    ),
+    "colouring10": Recipe(partial(tasks.Colouring, 10, 0.5), 40_000),
     "sudoku4": Recipe(partial(tasks.Sudoku, 2), 4_000),
     "queens8-blank": Recipe(
         partial(tasks.from_name, "queens8-blank"), 6_000, objective=recipes.generation(), head_steps=0, width=2_000
