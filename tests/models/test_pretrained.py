@@ -12,7 +12,7 @@ from probgram.inference import first_verified, sample
 from probgram.models import GRAM, LoopedTransformer
 
 PROBLEMS, WIDTH = 48, 20
-OTHERS = ["sudoku4", "colouring8", "colouring10", "queens10"]
+OTHERS = ["sudoku4", "colouring8", "queens10"]
 BOARDS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku" / "sudoku10k.txt"
 
 
