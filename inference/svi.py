@@ -195,6 +195,9 @@ class _Run:
         if folder is not None:
             if self._file.exists():
                 self._load()
+            steps = raw.share.whole(torch.tensor([self.step]), self.fabric.device).tolist()
+            if len(set(steps)) > 1:
+                raise CheckpointError(f"the ranks' checkpoints in {folder} are of different steps, {steps}")
             forget_lines_after(folder, self.step)
 
     def _batches(self, known: KnownAnswers, objective: ObjectiveConfig) -> Batches:
@@ -368,9 +371,6 @@ class _Run:
             self.settings,
         )
         self.step, self.seconds, self.batches.drawn = values["step"], values["seconds"], values["drawn"]
-        steps = self.raw.share.whole(torch.tensor([self.step]), self.fabric.device).tolist()
-        if len(set(steps)) > 1:
-            raise CheckpointError(f"the ranks' checkpoints in {self.folder} are of different steps, {steps}")
         log.info("continuing from step %d of %s", self.step, self._file)
 
 
