@@ -195,9 +195,9 @@ class _Run:
         if folder is not None:
             if self._file.exists():
                 self._load()
-            steps = raw.share.whole(torch.tensor([self.step]), self.fabric.device).tolist()
-            if len(set(steps)) > 1:
-                raise CheckpointError(f"the ranks' checkpoints in {folder} are of different steps, {steps}")
+            taken = raw.share.whole(torch.tensor([self.step]), self.fabric.device).tolist()
+            if len(set(taken)) > 1:
+                raise CheckpointError(f"the ranks' checkpoints in {folder} are of different steps, {taken}")
             forget_lines_after(folder, self.step)
 
     def _batches(self, known: KnownAnswers, objective: ObjectiveConfig) -> Batches:
