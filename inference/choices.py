@@ -117,6 +117,13 @@ def opened(store: str | Path | None, start: Any, keep: Keep) -> "Store | None":
     return Store(store, start)
 
 
+def _check_own(own: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ValueError where a setting is not what it was in the run that is to go on."""
+    for name, (was, now) in own.items():
+        if was != now:
+            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+
+
 def check_same_run(start: Any, own: Mapping[str, tuple[Any, Any]], halt_probability: float | None) -> None:
     """Raise ValueError where `sample` cannot go on from a run.
 
@@ -127,9 +134,7 @@ def check_same_run(start: Any, own: Mapping[str, tuple[Any, Any]], halt_probabil
     """
     if start.state is None:
         raise ValueError('start must be a run made with keep="latents": this one has no state')
-    for name, (was, now) in own.items():
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    _check_own(own)
     if start.halted is not None and halt_probability is None:
         raise ValueError("start was run with halt_probability, so it must go on with one")
 
@@ -147,9 +152,7 @@ def check_start(start: Any, own: Mapping[str, tuple[Any, Any]], islands: int, po
         raise ValueError("start must be a run of this filter that has its last state: loaded runs have none")
     if islands != 1 or start.settings.get("islands") != 1:
         raise ValueError("a run of several islands cannot be continued: their weights were pooled")
-    for name, (was, now) in own.items():
-        if was != now:
-            raise ValueError(f"start has {name} {was}, so {name} must be {was}, got {now}")
+    _check_own(own)
     before, again = start.settings["potential"], name_of(potential)
     if before != again:
         raise ValueError(f"start was run under the potential {before}, so it must go on under it, got {again}")
