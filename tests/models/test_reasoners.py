@@ -289,7 +289,8 @@ def test_eqr_is_a_damped_trm_from_a_random_start_in_noise():
 def test_eqr_is_shaken_in_training_alone():
     chain, x = make(EqR, sigma=0.2), problems()
     shaken, still = (
-        poutine.trace(chain.train(mode).model).get_trace(x, None, 1).nodes["eps_1"]["value"] for mode in (True, False)
+        poutine.trace(chain.train(mode).model).get_trace(x, None, 1).nodes["eps_1"]["value"]
+        for mode in (True, False)
     )
     assert shaken.std().item() == pytest.approx(0.2, rel=0.2) and not still.any()
 
