@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from probgram.chain import Chain
+from probgram.fields import islands_of
 from probgram.inference import diagnostics as measures
 from probgram.inference.diagnosis import Diagnosis, Finding, finding, graded, plural, spread, whole
-from probgram.inference.rhat import islands_chance, islands_of
+from probgram.inference.rhat import blocks_of, islands_chance
 from probgram.run import Run
 from probgram.tasks import UnknownAnswers
 from probgram.trajectories import Trajectories, as_trajectories
@@ -277,8 +278,8 @@ def apart(seen: Seen) -> Said:
 def width(seen: Seen) -> Said:
     """Do islands agree?"""
     run = seen.run
-    if seen.resampled and run.settings.get("islands", 1) == 1:
-        yield "whether islands agree: a resampled run needs several of its own, smc.run(islands=4)"
+    if seen.resampled and islands_of(run) == 1:
+        yield "whether islands agree: a resampled run needs several that exchange nothing, smc.run(islands=4)"
         return
     rhat = _largest(seen, measures.islands_rhat)
     if rhat is None:
@@ -286,7 +287,7 @@ def width(seen: Seen) -> Said:
         return
     last = torch.stack([values[-1] for values in seen.quantities.values()])
     grades = (islands_chance(run, last).cpu() <= CHANCE).long()
-    islands = islands_of(run)
+    islands = blocks_of(run)
     clauses = (
         f"{islands} islands of {run.width // islands} agree as well as independent draws would",
         "islands disagree by more than chance: another run may say something else",

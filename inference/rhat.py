@@ -61,6 +61,7 @@ def islands_rhat(run: Trajectories, values: Tensor) -> Tensor:
     would have fewer than four particles each). Where weights differ, each island is drawn anew by its weights
     first, systematically, by the run's seed. After resampling neighbouring slots descend from the same ancestors,
     so that blocks of one island disagree by that alone: ask a run with islands of its own, `smc.run(islands=4)`.
+    Islands that exchange particles agree the more for it: R-hat of them is too low.
 
     Args:
         run: with its islands side by side, as `smc.run` leaves them.
@@ -70,7 +71,7 @@ def islands_rhat(run: Trajectories, values: Tensor) -> Tensor:
         `[S, B]`; NaN where there are too few particles.
     """
     _check_values(run, values)
-    return _over_islands(values, run.log_weights, islands_of(run), run.seed)
+    return _over_islands(values, run.log_weights, blocks_of(run), run.seed)
 
 
 def islands_chance(run: Trajectories, values: Tensor, shuffles: int = 99) -> Tensor:
@@ -85,7 +86,7 @@ def islands_chance(run: Trajectories, values: Tensor, shuffles: int = 99) -> Ten
         values: Q quantities of every particle at the last step, `[Q, N, B]`.
         shuffles: how often they are dealt; the smallest probability is 1 / (shuffles + 1).
     """
-    islands, log_weights = islands_of(run), run.log_weights[-1:].expand(values.shape)
+    islands, log_weights = blocks_of(run), run.log_weights[-1:].expand(values.shape)
     found = _over_islands(values, log_weights, islands, run.seed).nan_to_num(0.0, posinf=torch.inf).amax(0)
     generator = torch.Generator(device=values.device).manual_seed(mix(run.seed, 17))
     as_much = torch.ones_like(found)
@@ -120,8 +121,8 @@ def trajectories_rhat(run: Trajectories, values: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def islands_of(run: Trajectories) -> int:
-    """How many islands a run is divided into."""
+def blocks_of(run: Trajectories) -> int:
+    """How many blocks of neighbouring slots a run is divided into here: its own islands, or four."""
     islands = run.settings.get("islands", 1)
     return islands if islands > 1 else max(1, min(ISLANDS, run.width // FEWEST))
 

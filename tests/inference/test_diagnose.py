@@ -1,5 +1,7 @@
 """What `diagnose` says of runs whose state is known: good, trapped, ambiguous, degenerate."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -133,6 +135,16 @@ def test_islands_that_disagree_ask_for_width():
     run.heads["value"][:, 20:] += torch.linspace(0, 1, 20)[:, None]
     found = diagnose(run)["width"]
     assert found.status == "look" and found.advice == "more width" and "another run" in found.sentence
+
+
+def test_islands_that_exchange_particles_are_no_second_opinion():
+    ancestors = torch.arange(16)[None, :, None].int().expand(2, 16, 1)
+    settings = {"islands": 2, "resample": "systematic", "exchange": None}
+    run = make_run([[1] * 16] * 2, heads={"value": 0.0}, ancestors=ancestors, settings=settings)
+    assert "R-hat" in diagnose(run)["width"].figure
+    said = str(diagnose(replace(run, settings=settings | {"exchange": "ring"})))
+    assert "whether islands agree: a resampled run needs several that exchange nothing" in said
+    assert "R-hat" not in said
 
 
 def test_a_chain_that_draws_copies_together_is_told_of_where_copies_are_made():

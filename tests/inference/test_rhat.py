@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probgram import Trajectories, fields
-from probgram.inference.rhat import islands_chance, islands_of, islands_rhat, split_rhat, trajectories_rhat
+from probgram.inference.rhat import blocks_of, islands_chance, islands_rhat, split_rhat, trajectories_rhat
 
 
 def make_run(width: int, steps: int = 1, problems: int = 1, **changes) -> Trajectories:
@@ -69,7 +69,7 @@ def test_islands_of_a_run_lie_side_by_side():
 
 
 def test_independent_draws_are_divided_into_four_and_narrow_ones_into_fewer():
-    assert [islands_of(make_run(n)) for n in (50, 16, 15, 8, 7)] == [4, 4, 3, 2, 1]
+    assert [blocks_of(make_run(n)) for n in (50, 16, 15, 8, 7)] == [4, 4, 3, 2, 1]
     exchanging = replace(make_run(16), settings={"islands": 2, "exchange": "ring", "resample": "systematic"})
     assert fields.islands_of(exchanging) == 1
     values = torch.randn(1, 50, 1, generator=torch.Generator().manual_seed(3)).double()
