@@ -56,11 +56,22 @@ class GRAMConfig(TRMConfig):
     sigma_min: float = 1e-3  # keeps KL and log densities finite
     mean: bool = True  # False: mu = 0, exploration only
     noise: bool = True  # False: sigma = 0, guidance only (deterministic)
+    widening: float = 1.0  # sigma(u) is so many times as wide in the first `widened_steps` depth steps
+    widened_steps: int = 0
 
-    def widened(self, factor: float) -> "GRAMConfig":
-        """The same with a sigma of `factor` times the size."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(0, widened_steps=self.widened_steps)
+        if not 0 < self.widening < float("inf"):
+            raise ValueError(f"widening must be above 0 and finite, got {self.widening}")
+
+    def widened(self, factor: float, steps: int | None = None) -> "GRAMConfig":
+        """The same with a sigma of `factor` times the size, in the first `steps` depth steps or in all."""
         if not self.noise:
             raise ValueError("a chain without noise (noise=False) has none to widen")
         if not 0 < factor < float("inf"):
             raise ValueError(f"factor must be above 0 and finite, got {factor}")
-        return replace(self, sigma_max=factor * self.sigma_max, sigma_min=factor * self.sigma_min)
+        if steps is None:
+            return replace(self, sigma_max=factor * self.sigma_max, sigma_min=factor * self.sigma_min)
+        check_whole(steps=steps)
+        return replace(self, widening=factor, widened_steps=steps)

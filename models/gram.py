@@ -39,13 +39,19 @@ class GRAM(TRM):
         self.mu = _zeros(nn.Linear(dim, dim)) if self.config.mean else None
         self.sigma = _zeros(nn.Linear(dim, dim)) if self.config.noise else None
 
+    @property
+    def homogeneous(self) -> bool:  # type: ignore[override]
+        """Whether noise is as wide at every depth step."""
+        return not self.config.widened_steps
+
     def prior(self, proposal: Proposal, t: int) -> dist.TorchDistribution:
         """p(eps | u) = N(mu(u), sigma(u)²)."""
-        u = proposal.u
+        u, c = proposal.u, self.config
         mu = torch.zeros_like(u) if self.mu is None else self.mu(u)
         if self.sigma is None:
             return dist.Delta(mu).to_event(2)
-        return _gaussian(mu, self.sigma(u), self.config, proposal.mask)
+        factor = c.widening if t < c.widened_steps * self.transitions else 1.0
+        return _gaussian(mu, self.sigma(u), c, proposal.mask, factor)
 
 
 class GRAMGuide(Guide):
@@ -98,28 +104,34 @@ def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     return ablated.to(chain.z0.device)
 
 
-def widened(chain: GRAM, factor: float) -> GRAM:
+def widened(chain: GRAM, factor: float, steps: int | None = None) -> GRAM:
     """A copy whose noise is `factor` times as wide: eps ~ N(mu(u), (factor · sigma(u))²), the same weights.
 
-    What a temperature is to a language model: above 1 draws spread over more answers, and more of them are wrong
-    (measured: benchmarks/widening.py). Nothing is trained, and the guide stays what it is. The settings
-    of a run name its weights, not the factor.
+    What a temperature is to a language model: above 1 draws spread over more answers, and more of them are wrong.
+    Which answer a trajectory comes to is decided early, so that noise which is wide in the first depth steps alone
+    spreads as far and spoils far less (measured: benchmarks/widening.py). Nothing is trained, and the guide stays
+    what it is. The settings of a run name its weights, not the factor.
 
     Args:
         chain: a chain with noise.
         factor: above 0; 1 changes nothing.
+        steps: the first depth steps, at least 1, that are widened; a quarter of a run's is a good first try. None:
+            all of them.
 
     Raises:
-        ValueError: factor is not above 0, or the chain has no noise.
+        ValueError: factor is not above 0, steps is below 1, or the chain has no noise.
     """
     copied = copy.deepcopy(chain)
-    copied.config = chain.config.widened(factor)
+    copied.config = chain.config.widened(factor, steps)
     return copied
 
 
-def _gaussian(mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None) -> dist.TorchDistribution:
-    """N(mu, sigma²) over tokens and features."""
-    return normal(widen(mu), config.sigma_min + config.sigma_max * widen(raw).sigmoid(), mask)
+def _gaussian(
+    mu: Tensor, raw: Tensor, config: GRAMConfig, mask: Tensor | None, factor: float = 1.0
+) -> dist.TorchDistribution:
+    """N(mu, (factor · sigma)²) over tokens and features."""
+    sigma = config.sigma_min + config.sigma_max * widen(raw).sigmoid()
+    return normal(widen(mu), sigma if factor == 1 else factor * sigma, mask)
 
 
 def _zeros(layer: nn.Linear) -> nn.Linear:

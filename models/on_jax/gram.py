@@ -42,13 +42,19 @@ class GRAM(TRM):
         self.mu = Linear(config.dim, config.dim, key, zero=True) if config.mean else None
         self.sigma = Linear(config.dim, config.dim, key, zero=True) if config.noise else None
 
+    @property
+    def homogeneous(self) -> bool:  # type: ignore[override]
+        """Whether noise is as wide at every depth step."""
+        return not self.config.widened_steps
+
     def prior(self, proposal: Proposal, t: Any) -> dist.Distribution:
         """p(eps | u) = N(mu(u), sigma(u)²)."""
-        u = proposal.u
+        u, c = proposal.u, self.config
         mu = jnp.zeros_like(u) if self.mu is None else self.mu(u)
         if self.sigma is None:
             return dist.Delta(mu, event_dim=2)
-        return _gaussian(mu, self.sigma(u), self.config, proposal.mask)
+        factor = 1.0 if self.homogeneous else jnp.where(t < c.widened_steps * self.transitions, c.widening, 1.0)
+        return _gaussian(mu, self.sigma(u), c, proposal.mask, factor)
 
 
 class GRAMGuide(Guide):
@@ -109,7 +115,7 @@ def without(chain: GRAM, *, mean: bool = True, noise: bool = True) -> GRAM:
     return _changed(chain, config=config, mu=mu, sigma=sigma)
 
 
-def widened(chain: GRAM, factor: float) -> GRAM:
+def widened(chain: GRAM, factor: float, steps: int | None = None) -> GRAM:
     """A copy whose noise is `factor` times as wide: eps ~ N(mu(u), (factor · sigma(u))²), the same weights.
 
     See `probgram.models.widened`.
@@ -117,11 +123,12 @@ def widened(chain: GRAM, factor: float) -> GRAM:
     Args:
         chain: a chain with noise.
         factor: above 0; 1 changes nothing.
+        steps: the first depth steps, at least 1, that are widened; None: all of them.
 
     Raises:
-        ValueError: factor is not above 0, or the chain has no noise.
+        ValueError: factor is not above 0, steps is below 1, or the chain has no noise.
     """
-    return _changed(chain, config=chain.config.widened(factor))
+    return _changed(chain, config=chain.config.widened(factor, steps))
 
 
 def _changed(chain: GRAM, **fields: Any) -> GRAM:
@@ -132,6 +139,8 @@ def _changed(chain: GRAM, **fields: Any) -> GRAM:
     return copied
 
 
-def _gaussian(mu: Array, raw: Array, config: GRAMConfig, mask: Array | None) -> dist.Distribution:
-    """N(mu, sigma²) over tokens and features."""
-    return normal(mu, config.sigma_min + config.sigma_max * jax.nn.sigmoid(raw), mask)
+def _gaussian(
+    mu: Array, raw: Array, config: GRAMConfig, mask: Array | None, factor: Array | float = 1.0
+) -> dist.Distribution:
+    """N(mu, (factor · sigma)²) over tokens and features."""
+    return normal(mu, factor * (config.sigma_min + config.sigma_max * jax.nn.sigmoid(raw)), mask)

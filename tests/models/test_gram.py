@@ -176,6 +176,27 @@ def test_a_widened_chain_has_its_noise_scaled_and_nothing_else(tmp_path):
     assert torch.equal(again.prior(proposal, 0).base_dist.scale, after.scale)
 
 
+def test_noise_is_widened_in_the_first_depth_steps_alone(tmp_path):
+    chain, x = make_chain(transitions=2), problems()
+    early = widened(chain, 2.0, steps=2)
+    assert chain.homogeneous and not early.homogeneous
+    context = chain.encode(x)
+    proposal = chain.propose(chain.initial(context), context, 0)
+    plain = chain.prior(proposal, 0).base_dist.scale
+    for t, factor in enumerate((2, 2, 2, 2, 1, 1)):
+        torch.testing.assert_close(early.prior(proposal, t).base_dist.scale, factor * plain, rtol=1e-6, atol=0)
+    again = GRAM.from_pretrained(save_chain(tmp_path / "early.safetensors", early))
+    wide = sample(widened(chain, 2.0), x, width=4, depth=2, seed=1, keep="latents")
+    expected = sample(chain, x, width=4, depth=3, seed=1, start=wide, keep="latents").state
+    for found in (early, again):
+        state = sample(found, x, width=4, depth=5, seed=1, keep="latents").state
+        assert torch.equal(state.h, expected.h) and torch.equal(state.l, expected.l)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        widened(chain, 2.0, steps=0)
+    with pytest.raises(ValueError, match="widening must be above 0 and finite, got -1"):
+        make_chain(widening=-1.0)
+
+
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
 def test_what_cannot_be_widened_is_one_clear_sentence(factor):
     with pytest.raises(ValueError, match="factor must be above 0 and finite, got"):

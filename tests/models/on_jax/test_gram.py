@@ -21,6 +21,7 @@ MADE: dict[str, Any] = {
     "without mean": lambda side, chain: side.without(chain, mean=False),
     "without noise": lambda side, chain: side.without(chain, noise=False),
     "widened": lambda side, chain: side.widened(chain, 1.5),
+    "widened at first": lambda side, chain: side.widened(chain, 1.5, steps=2),
 }
 
 
@@ -40,14 +41,16 @@ def test_the_prior_of_what_is_made_is_that_of_pytorch(both: tuple[Any, Any], nam
     x = np.random.default_rng(0).integers(6, size=(3, 5))
     chain, twin = (MADE[name](side, c) for side, c in zip((models, on_jax), both, strict=True))
     context, twin_context = chain.encode(torch.from_numpy(x)), twin.encode(x)
-    law = chain.prior(chain.propose(chain.initial(context), context, 0), 0).base_dist
-    twin_law = jax.jit(lambda c: twin.prior(twin.propose(twin.initial(c), c, 0), 0))(twin_context)
-    twin_law = getattr(twin_law, "base_dist", twin_law)
-    if name == "without noise":
-        np.testing.assert_allclose(twin_law.v, law.v.detach(), atol=1e-5)
-    else:
-        np.testing.assert_allclose(twin_law.loc, law.loc.detach(), atol=1e-5)
-        np.testing.assert_allclose(twin_law.scale, law.scale.detach(), atol=1e-5)
+    for t in range(3):
+        law = chain.prior(chain.propose(chain.initial(context), context, t), t).base_dist
+        twin_law = jax.jit(lambda c, t: twin.prior(twin.propose(twin.initial(c), c, t), t))(twin_context, t)
+        twin_law = getattr(twin_law, "base_dist", twin_law)
+        if name == "without noise":
+            np.testing.assert_allclose(twin_law.v, law.v.detach(), atol=1e-5)
+        else:
+            np.testing.assert_allclose(twin_law.loc, law.loc.detach(), atol=1e-5)
+            np.testing.assert_allclose(twin_law.scale, law.scale.detach(), atol=1e-5)
+    assert twin.homogeneous == chain.homogeneous
     assert twin.config == chain.config != both[1].config  # and what it was made of is left as it was
     assert both[1].mu is not None and both[1].sigma is not None
 
