@@ -101,7 +101,7 @@ def goals() -> str:
         path = RESULTS / "widening" / path.name
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            row = found["test"][str(found["chosen"])]
+            row = found["test"][found["chosen"]]
             measured[f"{name}, [wider noise](#wider-noise)"] = row[figure]
         for weights, values in measured.items():
             mean = float(np.mean(values))
@@ -262,19 +262,22 @@ def noise_widened(paths: Sequence[Path]) -> str:
     about = next(iter(found.values()))["about"]
     lines = [
         f"## Wider noise\n\n`python -m benchmarks.widening {' '.join(found)}`: `widened(chain, factor)`, sigma(u) "
-        f"times a factor, of shipped weights; width {about['width']}, depth {about['depth']}; training problems "
-        "with seed 0, held-out ones with seeds 0 to 2 (mean ± sd). A factor is chosen (bold) on training problems "
-        "alone: the highest coverage among those whose draws are right as often as at factor 1 but for 0.005.\n",
-        "| weights | problems | factor | " + " | ".join(WIDENED) + " |",
-        "|---|---|---|" + "---|" * len(WIDENED),
+        "times a factor, or, *at first*, `widened(chain, factor, steps)` in a quarter of the depth steps; of shipped "
+        f"weights, width {about['width']}, depth of their recipe; training problems with seed 0, held-out ones "
+        "with seeds 0 to 2 (mean ± sd). A setting is chosen (bold) on training problems alone: highest coverage "
+        "among those whose draws are right as often as at factor 1 but for 0.005.\n",
+        "| weights | depth | problems | factor | " + " | ".join(WIDENED) + " |",
+        "|---|---|---|---|" + "---|" * len(WIDENED),
     ]
     for name, result in found.items():
         for split, said in (("train", "training"), ("test", "held-out")):
             for factor, figures in result[split].items():
-                bold = "**" if float(factor) == result["chosen"] else ""
+                bold = "**" if factor == result["chosen"] else ""
                 cells = [_spread(figures.get(key), bold) for key in WIDENED.values()]
-                count = result["about"][f"{said} problems"]
-                lines.append(f"| {name} | {count} {said} | {bold}{factor}{bold} | " + " | ".join(cells) + " |")
+                count, depth = (result["about"][key] for key in (f"{said} problems", "depth"))
+                lines.append(
+                    f"| {name} | {depth} | {count} {said} | {bold}{factor}{bold} | " + " | ".join(cells) + " |"
+                )
     return "\n".join(lines)
 
 

@@ -78,16 +78,21 @@ def test_parts_of_a_training_are_told_one_by_one() -> None:
 def test_a_factor_of_noise_is_chosen_by_coverage_among_those_nearly_as_valid(tmp_path: Path) -> None:
     figures = {
         factor: {"valid": valid, "coverage_macro_all": coverage}
-        for factor, valid, coverage in ((1.0, 0.99, 0.8), (1.2, 0.987, 0.9), (1.4, 0.986, 0.85), (1.7, 0.9, 0.95))
+        for factor, valid, coverage in (
+            ("1", 0.99, 0.8),
+            ("1.2", 0.987, 0.9),
+            ("1.4", 0.98, 0.92),
+            ("2", 0.986, 0.85),
+        )
     }
-    assert chosen(figures) == 1.2
-    split = {str(factor): {key: [value] for key, value in row.items()} for factor, row in figures.items()}
+    assert chosen(figures) == "1.2"
+    split = {factor: {key: [value] for key, value in row.items()} for factor, row in figures.items()}
     about = {"width": 20, "depth": 16, "training problems": 3, "held-out problems": 2}
     path = tmp_path / "queens8.json"
-    path.write_text(json.dumps({"about": about, "chosen": 1.2, "train": split, "test": split}))
+    path.write_text(json.dumps({"about": about, "chosen": "1.2", "train": split, "test": split}))
     said = noise_widened([path])
     assert "python -m benchmarks.widening queens8`" in said
-    assert "| queens8 | 3 training | **1.2** | **0.9870** | – | – | **0.9000** | – | – |" in said
+    assert "| queens8 | 16 | 3 training | **1.2** | **0.9870** | – | – | **0.9000** | – | – |" in said
 
 
 def test_the_table_of_scaling_is_what_was_measured() -> None:
