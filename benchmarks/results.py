@@ -262,7 +262,7 @@ def noise_widened(paths: Sequence[Path]) -> str:
     about = next(iter(found.values()))["about"]
     lines = [
         f"## Wider noise\n\n`python -m benchmarks.widening {' '.join(found)}`: `widened(chain, factor)`, sigma(u) "
-        "times a factor, or, *at first*, `widened(chain, factor, steps)` in a quarter of the depth steps; of shipped "
+        "times a factor, or, *at first*, `widened(chain, factor, steps)` in a quarter of the steps; of shipped "
         f"weights, width {about['width']}, depth of their recipe; training problems with seed 0, held-out ones "
         "with seeds 0 to 2 (mean ± sd). A setting is chosen (bold) on training problems alone: highest coverage "
         "among those whose draws are right as often as at factor 1 but for 0.005.\n",
