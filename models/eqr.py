@@ -1,13 +1,12 @@
-"""EqR: a TRM that starts anywhere, is damped, in training shaken on its way, and says how far it still moves.
+"""EqR: a TRM that starts anywhere, is damped and shaken on its way, and says how far it still moves.
 
     z_0 ~ N(0, I)                                       each restart from its own draw: width is B restarts
     l   <- (1 - lambda) l + lambda f(l + h + e_x)       K damped refinements
     u    = (1 - lambda) h + lambda f(h + l)             damped, too
-    (h, l) <- (u, l) + eps,   eps ~ N(0, sigma² I)      path noise, one site a transition; in training mode alone
+    (h, l) <- (u, l) + eps,   eps ~ N(0, sigma² I)      path noise, one site a transition
     residual_n = ||z_n - z_{n-1}||                      over a depth step; the restart with the smallest is chosen
 
-Its authors' code adds the noise after every application of f; here it enters once a transition, at both levels. At
-inference a restart is its start alone, so that what settles has no residual (`Perturbed` shakes it there, too). The
+Its authors' code adds the noise after every application of f; here it enters once a transition, at both levels. The
 residual is the root mean square over tokens and features, and is a head, with its sign turned:
 `best(run, head="residual")` chooses.
 
@@ -32,7 +31,7 @@ class EqRConfig(TRMConfig):
     """Sizes, time scales, and what shapes the attractors."""
 
     damping: float = 0.95  # lambda; 1: none
-    sigma: float = 0.01  # standard deviation of the path noise of training; 0: none
+    sigma: float = 0.01  # standard deviation of the path noise; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,11 +71,11 @@ class EqR(TRM):
         return Proposal(u, l, reached(context.mask, u))
 
     def prior(self, proposal: Proposal, t: int) -> dist.TorchDistribution:
-        """p(eps) for both levels, event `[2, L, D]`: N(0, sigma²) in training mode, 0 at inference."""
+        """p(eps) = N(0, sigma²) for both levels, event `[2, L, D]`."""
         zeros = torch.zeros_like(proposal.u)
         zeros = torch.stack([zeros, zeros], -3)
-        shaken = self.training and self.config.sigma > 0
-        return (dist.Normal(zeros, self.config.sigma) if shaken else dist.Delta(zeros)).to_event(3)
+        law = dist.Normal(zeros, self.config.sigma) if self.config.sigma else dist.Delta(zeros)
+        return law.to_event(3)
 
     def move(self, proposal: Any, eps: Tensor) -> Settling:
         """Add the noise to both levels."""

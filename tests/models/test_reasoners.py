@@ -266,7 +266,7 @@ def test_hrm_sends_its_gradient_through_the_last_application_of_each_network():
 
 
 def test_eqr_is_a_damped_trm_from_a_random_start_in_noise():
-    chain, x = make(EqR, refinements=2, transitions=2, damping=0.7, sigma=0.2), problems()
+    chain, x = make(EqR, refinements=2, transitions=2, damping=0.7, sigma=0.2).eval(), problems()
     data = draws(chain, 2, 1, x)
     assert set(draws(chain, 2, 1, x)) == {"z_0", "eps_0", "eps_1", "eps_2", "eps_3"}
     states = [run(chain, x, depth, 1, data) for depth in (1, 2)]
@@ -284,21 +284,6 @@ def test_eqr_is_a_damped_trm_from_a_random_start_in_noise():
     trace = poutine.trace(chain.model).get_trace(x, None, 1)
     assert trace.nodes["z_0"]["fn"].base_dist.scale.unique().item() == 1
     assert trace.nodes["eps_0"]["fn"].base_dist.scale.unique().item() == pytest.approx(0.2)
-
-
-def test_eqr_is_shaken_in_training_alone():
-    chain, x = make(EqR, sigma=0.2), problems()
-    shaken, still = (
-        poutine.trace(chain.train(mode).model).get_trace(x, None, 1).nodes["eps_1"]["value"]
-        for mode in (True, False)
-    )
-    assert shaken.std().item() == pytest.approx(0.2, rel=0.2) and not still.any()
-
-
-def test_the_same_start_is_the_same_restart_of_eqr():
-    chain, x = make(EqR, sigma=0.2), problems()
-    again = [run(chain.eval(), x, 3, 2, {"z_0": start}) for start in [draws(chain, 3, 2, x)["z_0"]] * 2]
-    assert torch.equal(again[0].h, again[1].h) and not torch.equal(again[0].h[0], again[0].h[1])
 
 
 def test_the_restart_that_moves_least_is_chosen():
