@@ -34,19 +34,28 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens with rotary positions (Su et al., arXiv 2104.09864)."""
+    """Self-attention over tokens with rotary positions (Su et al., arXiv 2104.09864).
+
+    Args:
+        dim: D.
+        heads: of D / heads features each.
+        length: the most tokens.
+        theta: base of the rotary wave lengths; None: no positions.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, dim: int, heads: int, length: int) -> None:
+    def __init__(self, dim: int, heads: int, length: int, theta: float | None = 10_000.0) -> None:
         super().__init__()
         if dim % (2 * heads):
             raise ValueError(f"dim must be a multiple of twice the heads, got dim {dim} and {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        cos, sin = (torch.from_numpy(table) for table in rotary_tables(length, dim // heads))
+        self.rotary = theta is not None
+        tables = rotary_tables(length, dim // heads, 10_000.0 if theta is None else theta)
+        cos, sin = (torch.from_numpy(table) for table in tables)
         self.register_buffer("cos", cos, persistent=False)  # [L, dim / heads]
         self.register_buffer("sin", sin, persistent=False)
 
@@ -54,7 +63,8 @@ class Attention(nn.Module):
         """Map `[batch, L, D]` to the same shape; `mask` `[batch, L]` is false at padding."""
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [batch, heads, L, ·]
-        q, k = self._rotate(q), self._rotate(k)
+        if self.rotary:
+            q, k = self._rotate(q), self._rotate(k)
         keys = None if mask is None else mask[:, None, None, :]
         attended = _attend(q, k, v, keys)
         return self.out(attended.transpose(1, 2).reshape(batch, length, dim))

@@ -6,9 +6,9 @@
     (h, l) <- (u, l) + eps,   eps ~ N(0, sigma² I)      path noise, one site a transition
     residual_n = ||z_n - z_{n-1}||                      over a depth step; the restart with the smallest is chosen
 
-Its authors' code adds the noise after every application of f; here it enters once a transition, at both levels. The
-residual is the root mean square over tokens and features, and is a head, with its sign turned:
-`best(run, head="residual")` chooses.
+Its authors' code adds the noise after every application of f, in training and at inference, and takes the residual
+of logits; here noise enters once a transition, at both levels. The residual is the root mean square over tokens and
+features, and is a head, with its sign turned: `best(run, head="residual")` chooses.
 
 Source: Huang, Geng and Kolter, "Equilibrium Reasoners", arXiv 2605.21488.
 """

@@ -11,7 +11,7 @@ sorted uniform draws, at inference t = n / S. Since prior and guide differ in e 
 of the velocity: beta = 1 trains an ELBO, beta = 0 its reconstructions only, y at every time of the guide's path, as
 the source does (`inference.recipes.bridged`). Heads see no prior state on that path: `fit_heads` trains them after.
 
-Source: looped flow, arXiv 2609.11801. The codes and the time in the input are choices of ours.
+Source: looped flow, arXiv 2609.11801. The codes, and fresh noise at every step, are choices of ours.
 """
 
 from dataclasses import dataclass

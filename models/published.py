@@ -4,13 +4,16 @@ The recursion is TRM's. The network differs from ours in details, which `Publish
 
     front     tokens before the problem, a learned embedding of the puzzle's identifier, zeros behind it
     norm      x / sqrt(mean(x²) + 1e-5); without attention the first of a block is taken over tokens, not features
-    decoder   a linear map without bias; the halt head is a linear map of the first token of h
+    decoder   a linear map without bias, then stablemax: p(v) = s(o_v) / Σ s(o), s(o) = 1 + o, below 0 1 / (1 - o)
+    halting   a linear map of the first token of h
 
 Tokens are the published data sets' own: for Sudoku 1 is a blank and digit d is d + 1, as `tasks.Shifted(Sudoku(3))`
 has them; for ARC colour c is c + 2.
-A file says neither its time scales nor its number of attention heads: they are in the `all_config.yaml` beside it.
+A file says neither its time scales nor its number of attention heads, positions or loss: they are in the
+`all_config.yaml` beside it.
 
-Source: Jolicoeur-Martineau, arXiv 2510.04871, and the names in the published checkpoints.
+Sources: Jolicoeur-Martineau, arXiv 2510.04871, and the names in the published checkpoints; stablemax: Prieto et
+al., "Grokking at the Edge of Numerical Stability", arXiv 2501.04697.
 """
 
 import pickle
@@ -37,6 +40,8 @@ class PublishedConfig(TRMConfig):
 
     front: int = 16  # tokens before the problem
     mix_hidden: int = 512  # feed-forward width over tokens, without attention
+    rope_theta: float | None = 10_000.0  # base of the rotary positions; None: no positions
+    stablemax: bool = True  # how logits become probabilities; False: softmax
 
 
 class PublishedTRM(TRM):
@@ -79,8 +84,9 @@ class PublishedTRM(TRM):
         return Context(torch.cat([front, self.embed(tokens)], 1), None)
 
     def readout(self, state: Any) -> Tokens:
-        """p(y | h)."""
-        return Tokens(widen(self.decode(state.h[..., self.config.front :, :])))
+        """p(y | h), by stablemax unless the configuration says softmax."""
+        logits = widen(self.decode(state.h[..., self.config.front :, :]))
+        return Tokens(logits.sign() * logits.abs().log1p() if self.config.stablemax else logits)
 
     def heads(self, state: Any) -> dict[str, Tensor]:
         """The logit "halt", `[..., B]`: the answer is right now."""
@@ -93,7 +99,7 @@ class _Block(nn.Module):
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__()
         length, self.attends = config.front + config.length, config.body == "attention"
-        attention = Attention(config.dim, config.heads, length) if self.attends else None
+        attention = Attention(config.dim, config.heads, length, config.rope_theta) if self.attends else None
         self.mix = attention or SwiGLU(length, config.mix_hidden)
         self.feed_forward = SwiGLU(config.dim, config.hidden)
 
@@ -118,7 +124,9 @@ def load_published_trm(
     heads: int = 8,
     refinements: int = 6,
     transitions: int = 3,
-    front: int = 16,
+    front: int | None = None,
+    rope_theta: float | None = 10_000.0,
+    stablemax: bool = True,
 ) -> TRM:
     """Read a checkpoint of the field's own code; nothing in it is executed.
 
@@ -128,7 +136,11 @@ def load_published_trm(
         heads: `num_heads`.
         refinements: K, `L_cycles`.
         transitions: T, `H_cycles`.
-        front: `puzzle_emb_len`; a network without attention says it itself.
+        front: `puzzle_emb_len`; None: what a network without attention says itself, or else 16, and 0 where
+            puzzles are not embedded.
+        rope_theta: of `pos_encodings: rope`; None: `pos_encodings: none`.
+        stablemax: of `loss_type: stablemax_cross_entropy`; False: `softmax_cross_entropy`. Answers are the same,
+            probabilities are not.
 
     Raises:
         CheckpointError: no such file, not a state dict, or a network that this one cannot represent.
@@ -140,11 +152,16 @@ def load_published_trm(
         size, dim = embedded.shape
         attends = "L_level.layers.0.self_attn.qkv_proj.weight" in found
         blocks = 1 + max(int(name.split(".")[2]) for name in found if name.startswith("L_level.layers."))
-        mix_hidden = 0
+        identifiers = found.pop("puzzle_emb.weights", torch.zeros(1, 0))
+        embeds = identifiers.shape[1] > 0
+        mix_hidden, front = 0, (16 if embeds else 0) if front is None else front
         if not attends:
             mix_hidden, front = found["L_level.layers.0.mlp_t.down_proj.weight"].shape[::-1]
             front -= length
-        identifiers = found.pop("puzzle_emb.weights", torch.zeros(1, 0))
+        if front and not embeds:
+            raise CheckpointError(
+                f"{path} embeds no puzzle, so no token stands before length {length}, got {front}"
+            )
         if identifiers.shape[1] > front * dim:
             raise CheckpointError(
                 f"{path} embeds a puzzle in {identifiers.shape[1]} numbers, more than {front} front tokens hold"
@@ -163,6 +180,8 @@ def load_published_trm(
             tasks=len(identifiers) if len(identifiers) > 1 else 0,
             front=front,
             mix_hidden=mix_hidden,
+            rope_theta=rope_theta,
+            stablemax=stablemax,
         )
         fronts = dim**0.5 * nn.functional.pad(identifiers, (0, front * dim - identifiers.shape[1]))
         weights = {

@@ -100,6 +100,9 @@ def test_the_table_of_scaling_is_what_was_measured() -> None:
     root = Path(__file__).resolve().parents[1]
     report = json.loads((root / "benchmarks/results/scaling/forced_devices.json").read_text(encoding="utf-8"))
     text = (root / "docs/scaling.md").read_text(encoding="utf-8")
+    million = report["a million particles"]
+    assert f"ancestor was {million['farthest']:,} slots away" in text
+    assert f"{million['turns']['1024']:.2f} on average over 1,024" in text
     table = text.split("| devices | weights, kB |")[1].split("\n\n")[0].splitlines()[2:]
     rows = [[float(cell.replace(",", "")) for cell in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in rows] == [int(name) for name in report if name.isdigit()]

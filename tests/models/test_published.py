@@ -44,8 +44,12 @@ def published(attention: bool = True, identifiers: int = 1, prefix: str = "") ->
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def plain(weights: dict[str, Tensor], x: Tensor, identifier: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def plain(
+    weights: dict[str, Tensor], x: Tensor, identifier: Tensor, steps: int, theta: float | None = 10_000.0
+) -> tuple[Tensor, Tensor]:
     """Logits and halt logits after some supervision steps, in float64: a problem, a pair of tokens at a time."""
+    embeds = "puzzle_emb.weights" in weights
+    before = FRONT if embeds else 0
     weights = {name: value.double() for name, value in weights.items()}
 
     def norm(v: Tensor) -> Tensor:
@@ -59,9 +63,11 @@ def plain(weights: dict[str, Tensor], x: Tensor, identifier: Tensor, steps: int)
 
     def turned(v: Tensor, position: int) -> Tensor:
         half = len(v) // 2
+        if theta is None:
+            return v
         z = torch.complex(v[:half], v[half:])
         z = z * torch.polar(
-            torch.ones(half).double(), position * 10_000.0 ** (-torch.arange(half).double() * 2 / len(v))
+            torch.ones(half).double(), position * theta ** (-torch.arange(half).double() * 2 / len(v))
         )
         return torch.cat([z.real, z.imag])
 
@@ -90,17 +96,29 @@ def plain(weights: dict[str, Tensor], x: Tensor, identifier: Tensor, steps: int)
 
     logits, halts = [], []
     for problem, number in zip(x, identifier, strict=True):
-        first = weights["puzzle_emb.weights"][number][None]
-        front = torch.cat([first, torch.zeros(FRONT - 1, D).double()])
+        front = torch.zeros(before, D).double()
+        if embeds:
+            front[0] = weights["puzzle_emb.weights"][number]
         e = math.sqrt(D) * torch.cat([front, weights["embed_tokens.embedding_weight"][problem]])
-        h, l = weights["H_init"].expand(FRONT + L, D), weights["L_init"].expand(FRONT + L, D)
+        h, l = weights["H_init"].expand(before + L, D), weights["L_init"].expand(before + L, D)
         for _ in range(steps * T):
             for _ in range(K):
                 l = network(l + (h + e))
             h = network(h + l)
-        logits.append(h[FRONT:] @ weights["lm_head.weight"].T)
+        logits.append(h[before:] @ weights["lm_head.weight"].T)
         halts.append((weights["q_head.weight"] @ h[0] + weights["q_head.bias"])[0])
     return torch.stack(logits), torch.stack(halts)
+
+
+def probabilities(chain, run) -> Tensor:
+    """Of every token, of the one trajectory, `[B, L, V]`."""
+    return chain.readout(run.state).logits[0].softmax(-1)
+
+
+def stablemax(logits: Tensor) -> Tensor:
+    """Of its definition."""
+    s = torch.where(logits >= 0, 1 + logits, 1 / (1 - logits.clamp(max=0)))
+    return s / s.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
@@ -115,9 +133,24 @@ def test_logits_are_those_of_the_published_network(attention, kind, tmp_path):
     x = torch.randint(VOCAB, (2, L))
     logits, halt = plain(published(attention), x, torch.zeros(2, dtype=torch.long), steps=2)
     run = sample(chain.double(), x, width=1, depth=2, keep="latents")
-    torch.testing.assert_close(chain.readout(run.state).logits[0], logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probabilities(chain, run), stablemax(logits), rtol=0, atol=1e-5)
     torch.testing.assert_close(run.heads["halt"][-1, 0], halt, rtol=0, atol=1e-5)
     assert torch.equal(run.answers[-1, 0].long(), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("theta", [None, 100.0])
+def test_a_network_without_puzzles_without_positions_or_with_softmax_is_read_as_it_was_trained(theta, tmp_path):
+    tensors = published()
+    del tensors["puzzle_emb.weights"]
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    own = {"heads": HEADS, "refinements": K, "transitions": T, "rope_theta": theta, "stablemax": False}
+    chain = load_published_trm(tmp_path / "theirs.safetensors", L, **own)
+    x = torch.randint(VOCAB, (2, L))
+    logits, _ = plain(tensors, x, torch.zeros(2, dtype=torch.long), 2, theta)
+    run = sample(chain.double(), x, width=1, depth=2, keep="latents")
+    torch.testing.assert_close(probabilities(chain, run), logits.softmax(-1), rtol=0, atol=1e-5)
+    with pytest.raises(CheckpointError, match="embeds no puzzle, so no token stands before length 9, got 3"):
+        load_published_trm(tmp_path / "theirs.safetensors", L, **own, front=3)
 
 
 @pytest.mark.parametrize("prefix", ["", "inner.", "model.inner.", "_orig_mod.model.inner.", "_orig_mod.inner."])
@@ -135,7 +168,7 @@ def test_several_puzzle_identifiers_are_told_by_the_first_token(tmp_path):
     x, identifier = torch.randint(VOCAB, (3, L)), torch.tensor([3, 0, 2])
     logits, _ = plain(published(identifiers=4), x, identifier, steps=1)
     run = sample(chain.double(), torch.cat([identifier[:, None], x], 1), width=1, depth=1, keep="latents")
-    torch.testing.assert_close(chain.readout(run.state).logits[0], logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probabilities(chain, run), stablemax(logits), rtol=0, atol=1e-5)
 
 
 def test_half_precision_weights_become_single(tmp_path):
