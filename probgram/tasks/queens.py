@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks.board import Board, Cells, Marks, crowded
-from probgram.tasks.task import Array, KnownAnswers, Split, group_answers
+from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, group_answers
 
 Encoding = Literal["rows", "board"]
 SplitRule = Literal["orbit", "input"]
 
 
-LARGEST = 12  # n beyond which the problems of a data set fill gigabytes
+LARGEST = 11  # n beyond which the problems of a data set fill tens of gigabytes
+NODES = 10_000_000  # of a search for all completions, after which they are too many: some ten seconds
 
 
 class Queens:
@@ -113,7 +114,7 @@ class Queens:
         """Attacked pairs, plus given queens that are gone, plus rows without exactly one queen; int `[...]`."""
         if self.encoding == "board":
             return self._board_violations(x, y)
-        # Comparisons add and never subtract, so that unsigned tokens cannot wrap around.
+        y = y.long() if hasattr(y, "long") else y.astype(np.int32)  # columns and distances may add up to 2n
         total = ((x != self.n) & (x != y)).sum(-1) + ((y < 0) | (y >= self.n)).sum(-1)
         for d in range(1, self.n):
             upper, lower = y[..., d:], y[..., :-d]
@@ -132,7 +133,11 @@ class Queens:
         return total
 
     def solutions(self, x: Array) -> NDArray[np.int64]:
-        """Every completion of one problem, `[M, L]` in lexicographic order of the columns."""
+        """Every completion of one problem, `[M, L]` in lexicographic order of the columns.
+
+        Raises:
+            UnknownAnswers: there are too many to be listed, as of a blank board from 14 rows on.
+        """
         given = self._columns(np.asarray(x))
         if given.ndim != 1 or ((given < 0) | (given > self.n)).any():
             raise ValueError(
@@ -274,9 +279,13 @@ def symmetric(columns: NDArray[np.int64], n: int) -> list[NDArray[np.int64]]:
 def _completions(given: tuple[int, ...], n: int) -> tuple[tuple[int, ...], ...]:
     """Every way to finish a board, by backtracking over rows with bit masks of attacked columns."""
     found: list[tuple[int, ...]] = []
-    full = (1 << n) - 1
+    full, nodes = (1 << n) - 1, 0
 
     def place(row: int, columns: int, left: int, right: int, board: tuple[int, ...]) -> None:
+        nonlocal nodes
+        nodes += 1
+        if nodes > NODES:
+            raise UnknownAnswers(f"completions of a board of {n} queens are too many to be listed")
         if row == n:
             found.append(board)
             return

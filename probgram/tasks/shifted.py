@@ -14,7 +14,7 @@ class Shifted:
     """A `Task` whose tokens are those of another one plus `by`.
 
     The published TRM counts the tokens of Sudoku from 1, its 0 is padding: `Shifted(Sudoku(3), 1)`. A token below
-    `by` answers nothing.
+    `by` answers nothing; tokens below 0 are padding and stay.
 
     Args:
         task: whose problems these are.
@@ -22,11 +22,14 @@ class Shifted:
         symbols: V, how many tokens there are then, in x as in y; None: as many as needed.
 
     Raises:
-        ValueError: by is no integer from 1, or symbols are fewer than needed.
+        ValueError: by is no integer from 1, symbols are fewer than needed, or problems begin with the number of
+            their puzzle, which is no token (`Arc`).
     """
 
     def __init__(self, task: Task, by: int = 1, symbols: int | None = None) -> None:
         check_whole(by=by)
+        if getattr(task, "tasks", 0):
+            raise ValueError(f"{task.name} cannot be shifted: its problems begin with the number of their puzzle")
         needed = max(task.input_size, task.output_size) + by
         if symbols is not None:
             check_whole(needed, symbols=symbols)
@@ -34,7 +37,11 @@ class Shifted:
         self.name, self.length = f"{task.name}-shifted{by}", task.length
         self.input_size = symbols or task.input_size + by
         self.output_size = symbols or task.output_size + by
-        self.knows_answers = getattr(task, "knows_answers", False)
+        for optional in ("knows_answers", "grouped", "split", "about"):
+            if hasattr(task, optional):
+                setattr(self, optional, getattr(task, optional))
+        if hasattr(task, "augment"):
+            self.augment = self._augment
 
     def __repr__(self) -> str:
         return f"Shifted({self.task!r}, by={self.by})"
@@ -77,7 +84,18 @@ class Shifted:
     def examples(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs (x `[M, L]`, y `[M, L]`), a row for each known answer of each problem."""
         x, y = self.task.examples(split)
-        return x + self.by, y + self.by
+        return self._theirs(x), self._theirs(y)
+
+    def _augment(
+        self, x: NDArray[Any], y: NDArray[Any], generator: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Symmetric images, as the task draws them."""
+        x, y = self.task.augment(self._own(x), self._own(y), generator)  # type: ignore[attr-defined]
+        return self._theirs(x), self._theirs(y)
+
+    def _theirs(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the task as they are here; padding stays."""
+        return np.where(tokens < 0, tokens, tokens + self.by)
 
     def _own(self, tokens: Array) -> Array:
         """Tokens as the task has them; unsigned ones would not go below 0."""

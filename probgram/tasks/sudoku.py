@@ -64,7 +64,8 @@ class Sudoku:
         unique: every board has one answer, which is checked; False: those with more than 1,000 are left out.
             None: False for 4x4 boards that are made, else True.
         reveal: in `augment`, up to so large a share of a board's blanks is filled, a uniform draw a board: easier
-            boards, from which training on hard ones can start. Only cells on which all its answers agree.
+            boards, from which training on hard ones can start. Only cells on which all its answers agree; and none
+            where that makes an image of a board that is held out.
         split: "orbit" holds out whole symmetry orbits of boards, "input" single boards. Either way the board is
             held out, not the grid it leads to.
         seed: of the boards that are made or drawn, and of which are held out.
@@ -301,16 +302,23 @@ class Sudoku:
             x: boards, `[M, L]`.
             y: an answer to each `[M, L]`, or several `[M, A, L]`.
             generator: same state, same images.
+
+        Raises:
+            ValueError: one answer to boards that may have several, of which `reveal` asks all.
         """
         if not len(x):
             return x, y
+        if self.reveal and y.ndim == 2 and not self.unique:
+            raise ValueError(f"reveal needs all answers of each board, [M, A, L], got one, {list(y.shape)}")
         symmetries = random_symmetries(self.box, len(x), generator)
         x, y = symmetries.of(x), symmetries.of(y)
         if self.reveal:
             several = y.reshape(len(y), -1, self.length)
             agreed = (several == several[:, :1]).all(1)
             shown = generator.random(x.shape) < self.reveal * generator.random((len(x), 1))
-            x = np.where((x == 0) & shown & agreed, several[:, 0], x)
+            revealed = np.where((x == 0) & shown & agreed, several[:, 0], x)
+            seen = np.isin(self.orbits(revealed), self._held_out_orbits)
+            x = np.where(seen[:, None], x, revealed)
         return x, y
 
     def orbits(self, x: NDArray[Any]) -> NDArray[np.uint64]:
@@ -381,6 +389,10 @@ class Sudoku:
             raise ValueError(f"{boards.place(i)}: the answer does not solve the board")
         for i in np.flatnonzero(counts > 1) if self.unique else ():
             raise ValueError(f"{boards.place(i)}: the board has several solutions, which needs unique=False")
+
+    @cached_property
+    def _held_out_orbits(self) -> NDArray[np.uint64]:
+        return np.unique(self.orbits(self.known.x[~self.known.in_train]))
 
     @cached_property
     def _rating(self) -> dict[bytes, float]:

@@ -157,6 +157,22 @@ def test_mixed_types_do_not_wrap_around():
     assert np.array_equal(found.numpy(), task.verify(x, y))
 
 
+@pytest.mark.parametrize("to", [np.asarray, torch.as_tensor])
+def test_small_unsigned_tokens_of_large_boards_do_not_wrap_around(to):
+    n = 160
+    task, y = tasks.Queens(n), np.array([*range(1, n, 2), *range(0, n, 2)])
+    assert task.violations(to(np.full(n, n)), to(y.astype(np.uint8))) == task.violations(np.full(n, n), y) == 0
+
+
+def test_completions_too_many_to_be_listed_are_refused_in_time(monkeypatch):
+    monkeypatch.setattr("probgram.tasks.queens.NODES", 1_000)
+    with pytest.raises(tasks.UnknownAnswers, match="completions of a board of 11 queens are too many"):
+        tasks.Queens(11).solutions(np.full(11, 11))
+    assert len(tasks.Queens(11).solutions(np.array([0, 2, 4, 6, *[11] * 7]))) == 1
+    with pytest.raises(ValueError, match="too many"):
+        tasks.from_name("queens11-blank")
+
+
 def test_verify_broadcasts_over_particles():
     task = tasks.Queens(6)
     x, y = random_pairs(task, 40)

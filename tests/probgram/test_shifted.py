@@ -40,6 +40,30 @@ def test_it_draws_and_lists_as_the_task_does() -> None:
         assert np.array_equal(mine, theirs + 1)
 
 
+def test_it_trains_as_the_task_does(tmp_path) -> None:
+    own = tasks.Sudoku(2, problems=20)
+    shifted = Shifted(own)
+    assert (shifted.split, shifted.about) == (own.split, own.about) and not hasattr(shifted, "grouped")
+    x, y = own.examples("train")
+    images = shifted.augment(x + 1, y[:, None] + 1, np.random.default_rng(0))
+    expected = own.augment(x, y[:, None], np.random.default_rng(0))
+    assert all(np.array_equal(one, other + 1) for one, other in zip(images, expected, strict=True))
+    assert not hasattr(Shifted(tasks.Queens(5)), "augment")
+    blank = tasks.Generation.of(tasks.Queens(5), [None] * 5)
+    assert Shifted(blank).grouped is blank.grouped is False
+
+
+def test_padding_stays_padding_and_numbered_puzzles_are_refused() -> None:
+    padded = tasks.Queens(5)
+    padded.examples = lambda split: (np.array([[1, 2, -1]]), np.array([[2, 1, -1]]))
+    x, y = Shifted(padded).examples("train")
+    assert x.tolist() == [[2, 3, -1]] and y.tolist() == [[3, 2, -1]]
+    numbered = tasks.Queens(5)
+    numbered.tasks = 3
+    with pytest.raises(ValueError, match="queens5 cannot be shifted: its problems begin with the number"):
+        Shifted(numbered)
+
+
 def test_a_chain_of_other_tokens_is_asked_through_it() -> None:
     torch.manual_seed(0)
     shifted = Shifted(tasks.Sudoku(2), symbols=7)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from probgram import tasks
-from probgram.tasks import sudoku_data, sudoku_solver, sudoku_symmetry
+from probgram.tasks import group_answers, sudoku_data, sudoku_solver, sudoku_symmetry
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku"
 BOXES = [(2, 2), (2, 3), (3, 3)]
@@ -608,7 +608,7 @@ def test_other_names_are_nobodys(name):
 
 
 def test_revealing_fills_only_blanks_on_which_all_answers_agree():
-    task = tasks.Sudoku(2, reveal=1.0)
+    task = tasks.Sudoku(2, reveal=1.0, problems=10)  # so few that none of what is revealed is held out
     x, y = task.generate(400, clues=6, unique=False, seed=4)
     several = np.stack([y, np.array([task.solutions(board)[0] for board in x])], 1)
     moved_x, moved = task.augment(x, several, np.random.default_rng(0))
@@ -622,6 +622,19 @@ def test_revealing_fills_only_blanks_on_which_all_answers_agree():
     assert abs(share - 0.5) < 4 * np.sqrt(1 / 12 / 400 + 0.25 / agreed.sum())  # false alarms: 1 in 16,000
     with pytest.raises(ValueError, match="reveal must be from 0 to 1, got 2"):
         tasks.Sudoku(2, reveal=2)
+    with pytest.raises(ValueError, match=r"reveal needs all answers of each board, .* got one, \[400, 16\]"):
+        task.augment(x, y, np.random.default_rng(0))
+
+
+def test_nothing_that_is_revealed_is_a_board_that_is_held_out():
+    task = tasks.Sudoku(2, reveal=1.0)
+    known, held_out = group_answers(*task.examples("train")), np.unique(task.orbits(task.examples("test")[0]))
+    moved = [task.augment(known.x, known.answers, np.random.default_rng(e))[0] for e in range(3)]
+    assert not np.isin(task.orbits(np.concatenate(moved)), held_out).any()
+    task._held_out_orbits = np.zeros(0, np.uint64)  # what would be revealed if nothing were taken back
+    other = task.augment(known.x, known.answers, np.random.default_rng(0))[0]
+    kept = (other == moved[0]).all(1)
+    assert np.array_equal(~kept, np.isin(task.orbits(other), held_out)) and 20 < (~kept).sum() < 400
 
 
 @pytest.mark.slow
