@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from probgram.tasks import graphs
 from probgram.tasks.board import Board, Cells, Marks
 from probgram.tasks.drawn import check_whole, check_word, drawn_apart, named_arguments
-from probgram.tasks.task import Array, Split
+from probgram.tasks.task import Array, Split, check_length
 
 Encoding = Literal["vertices", "matrix"]
 SplitRule = Literal["orbit", "input"]
@@ -160,13 +160,18 @@ class Colouring:
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y colours x properly and canonically; bool `[...]`."""
+        """Whether y colours x properly and canonically; bool `[...]`.
+
+        Raises:
+            ValueError: y does not have L tokens.
+        """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Conflicts, plus tokens that are no colour, that skip a colour, or differ within a row; int `[...]`."""
+        total = self.conflicts(x, y)
         colours = self._colours(y)
-        total = self.conflicts(x, y) + ((colours < 0) | (colours >= self.colours)).sum(-1)
+        total = total + ((colours < 0) | (colours >= self.colours)).sum(-1)
         for i in range(self.n):
             # In order of first appearance, colour c needs a c - 1 before it. To add never wraps below 0.
             follows = (colours[..., :i] + 1 == colours[..., i : i + 1]).any(-1)
@@ -178,6 +183,7 @@ class Colouring:
 
     def conflicts(self, x: Array, y: Array) -> Array:
         """Edges of x whose two ends have one colour in y, the published measure; int `[...]`."""
+        check_length(y, self.length)
         colours = self._colours(y)
         total = 0
         for i in range(1, self.n):

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, group_answers
+from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, check_length, group_answers
 
 HELD_OUT = 0.15  # share of the problems (or groups) in the test split
 
@@ -126,14 +126,17 @@ class Pairs:
         """Whether y answers x; broadcasts over leading dimensions, bool `[...]`.
 
         Raises:
+            ValueError: y does not have L tokens.
             UnknownAnswers: no rule was given and a problem is not among the data.
         """
+        check_length(y, self.length)
         if self._rule is not None:
             return self._rule(x, y)
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """With a rule 1 where it is broken, else the tokens in which y differs from the nearest listed answer."""
+        check_length(y, self.length)
         if self._rule is not None:
             return 1 - (self._rule(x, y) * 1)
         answers = self.known.answers[self._rows(x)]  # [..., M, L]; padding repeats the first answer

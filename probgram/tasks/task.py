@@ -81,6 +81,13 @@ class KnownAnswers(NamedTuple):
     counts: NDArray[np.int64]
 
 
+def check_length(y: Array, length: int) -> None:
+    """Raise ValueError where answers are not `[..., length]`: a single token would be compared with every one."""
+    shape = list(np.shape(y))
+    if not shape or shape[-1] != length:
+        raise ValueError(f"an answer must have {length} tokens, got shape {shape}")
+
+
 def group_answers(x: Array, y: Array) -> KnownAnswers:
     """Group pairs by problem; a pair given twice counts once.
 

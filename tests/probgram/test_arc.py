@@ -200,6 +200,8 @@ def test_what_is_not_in_the_corpus_has_no_known_answer(folder):
         task.solutions(x)
     with pytest.raises(ValueError, match=r"x must be \[..., 26\]"):
         task.answers(x[1:])
+    with pytest.raises(ValueError, match="^an answer must have 25 tokens, got shape \\[1\\]"):
+        task.verify(task.encode("a"), np.zeros(1, int))
 
 
 def test_problems_are_read_by_name_number_or_grid(folder):

@@ -214,6 +214,15 @@ def test_a_problem_of_another_length_is_one_clear_sentence(shape):
     assert str(caught.value) == f"a problem must have 2 tokens, got shape {list(shape)}"
 
 
+@pytest.mark.parametrize("rule", [None, same_sum], ids=["listed", "rule"])
+def test_an_answer_of_another_length_is_one_clear_sentence(rule):
+    task = tasks.Pairs(X, Y, verify=rule)
+    for question in (task.verify, task.violations):
+        for y in (Y[2, :1], torch.from_numpy(Y[2, :1]), np.zeros((4, 3), int)):
+            with pytest.raises(ValueError, match="^an answer must have 2 tokens, got shape"):
+                question(X[2], y)
+
+
 # -- splits ---------------------------------------------------------------------------------------------------
 
 MANY_X = np.repeat(squares(6), 2, axis=0)  # 36 problems, two answers each

@@ -58,6 +58,15 @@ def test_verify_is_the_same_for_every_kind_of_array(task, kind):
     assert np.asarray(task.verify(x[0], y[0, 0])).shape == ()
 
 
+@pytest.mark.parametrize("task", ALL, ids=named)
+def test_an_answer_of_another_length_is_refused_and_not_compared_with_every_token(task):
+    x, y = (rows[0] for rows in task.examples("train"))
+    for wrong in (y[:1], torch.from_numpy(y[:1]), y[:-1], np.append(y, 0), y[0]):
+        for measure in (task.verify, task.violations, getattr(task, "conflicts", task.verify)):
+            with pytest.raises(ValueError, match=f"^an answer must have {task.length} tokens, got shape"):
+                measure(x, wrong)
+
+
 @pytest.mark.parametrize("task", SINGLE, ids=named)
 def test_a_problem_has_exactly_one_solution_without_padding(task):
     x, y = task.examples("test")
