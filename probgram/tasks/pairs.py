@@ -31,8 +31,8 @@ class Pairs:
         name: what files and messages call the task; never that of a built-in task.
 
     Raises:
-        ValueError: arrays that are not integers from 0 that int64 holds, of different sizes, or a problem in two groups; columns
-            below 1.
+        ValueError: arrays that are not integers from 0 (below 2^63), of different sizes, or a problem in two groups;
+            columns that are no integer from 1.
     """
 
     def __init__(

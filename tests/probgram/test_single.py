@@ -99,6 +99,21 @@ def test_a_task_is_built_again_from_its_name_and_its_split(task):
     assert (again.input_size, again.output_size) == (task.input_size, task.output_size)
 
 
+@pytest.mark.parametrize("number", [1 / 3, 1e-5, 1.23456789e-7, 0.1 + 0.2, np.float32(0.7)])
+def test_a_name_has_every_digit_of_a_number(number):
+    for task in (tasks.Colouring(8, number), tasks.Reachability(8, degree=number)):
+        assert tasks.from_name(task.name).about == task.about
+
+
+def test_the_names_of_round_numbers_are_short():
+    assert tasks.Colouring(8, 0.5).name == "colouring8-p0.5"
+    assert [tasks.Reachability(8, degree=d).name for d in (2, 2.0, 2.5)] == [
+        "reachability8-to5-degree2",
+        "reachability8-to5-degree2",
+        "reachability8-to5-degree2.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -118,6 +133,8 @@ def test_a_short_name_means_the_defaults(name, expected):
     [
         ("pointers", None, "no task is called 'pointers'"),
         ("colouring8-p", None, "no task is called 'colouring8-p'"),
+        ("reachability12-degree.", None, "no task is called 'reachability12-degree.'"),
+        ("reachability12-degree1.2.3", None, "no task is called 'reachability12-degree1.2.3'"),
         ("permutations0", None, "length must be at least 1, got 0"),
         ("permutations16", "orbit", "problems of permutations16 are held out by \"input\", got split 'orbit'"),
         ("colouring8", "row", 'split must be "orbit" or "input", got \'row\''),
