@@ -332,6 +332,8 @@ def _read(folder: Path, kind: str, side: int) -> list[tuple[str, list[Pair], lis
             asked = [Pair(as_grid(t["input"]), as_grid(y)) for t, y in zip(content["test"], outputs, strict=True)]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"task {name} of {kind} is not of ARC's format: {error}") from error
+        if not asked:
+            raise ValueError(f"task {name} of {kind} is not of ARC's format: it has no test input")
         if max(max(grid.shape) for pair in (*shown, *asked) for grid in pair) <= side:
             found.append((name, shown, asked))
     return found
