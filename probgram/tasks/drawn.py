@@ -31,10 +31,11 @@ def drawn_apart(
         test: how many test problems.
         seed: of the draws, and of which kinds are held out; several integers are one seed.
         name: of the task, for messages.
-        fewer: where so many different problems do not turn up, all that do, of which 15% are held out.
+        fewer: where so many different problems do not turn up, all that do, of which 15% are held out, and as many
+            more as the last kind held out has.
 
     Returns:
-        `[train, L]` and `[test, L]`.
+        `[train, L]` and `[test, L]`; with `fewer` other numbers where so many did not turn up.
 
     Raises:
         ValueError: so many different problems did not turn up; with `fewer`, none are left to train on.
@@ -57,7 +58,9 @@ def drawn_apart(
         if few and held_out.all():
             raise ValueError(f"of {len(pool)} problems of {name} none are left to train on when some are held out")
         missing = train - int((~held_out).sum())
-        if missing <= 0 or few:
+        if few:
+            return pool[~held_out][:train], pool[held_out]
+        if missing <= 0:
             return pool[~held_out][:train], pool[held_out][:test]
         count = len(pool) + missing  # the last kind held out had more problems than were needed
 
