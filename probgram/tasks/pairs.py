@@ -31,7 +31,7 @@ class Pairs:
         name: what files and messages call the task; never that of a built-in task.
 
     Raises:
-        ValueError: arrays that are not integers from 0 (below 2^63), of different sizes, or a problem in two groups;
+        ValueError: arrays that are not integers from 0 to 2^63 - 1, of different sizes, or a problem in two groups;
             columns that are no integer from 1.
     """
 
