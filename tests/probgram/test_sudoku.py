@@ -376,7 +376,7 @@ ELSE = image(ANSWER, 1)
         ([f"a,{PUZZLE},{ELSE},1"], "the answer in line 2 of extreme.csv changes a given digit"),
         ([f"a,{PUZZLE},{PUZZLE},1"], "the answer in line 2 of extreme.csv leaves a cell blank"),
         ([f"a,{PUZZLE},{ANSWER},hard"], "line 2 of extreme.csv must have a number as its rating, got 'hard'"),
-        ([f"a,{'1' + 9 * '0' + 80 * ' 1'},,1"], "line 2 of extreme.csv: the cell in row 0, column 0 must be"),
+        ([f"a,{'1' + 20 * '0' + 80 * ' 1'},,1"], "line 2 of extreme.csv: the cell in row 0, column 0 must be"),
         (
             [f"a,{PUZZLE},{ANSWER},1", '"a', 140_000 * "."],
             "line 3 of extreme.csv cannot be read as CSV: field larger",
