@@ -38,7 +38,7 @@ from probgram.tasks.arc_grids import (
     tokens,
 )
 from probgram.tasks.board import Board, Cells
-from probgram.tasks.task import Array, Split, UnknownAnswers
+from probgram.tasks.task import Array, Split, UnknownAnswers, check_length
 
 ArcSet = Literal["training", "evaluation", "evaluation2"]
 
@@ -176,16 +176,17 @@ class Arc:
         """Whether y shows exactly the right grid, its size included; bool `[...]`.
 
         Raises:
+            ValueError: y does not have L tokens.
             UnknownAnswers: x is neither a demonstration nor a test input.
         """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Cells and markers of the right grid that y has wrong; integers `[...]`."""
+        check_length(y, self.length)
         right = self.answers(x)
         if hasattr(y, "new_tensor"):
-            y = y.long()
-            right = y.new_tensor(right)
+            right = y.long().new_tensor(right)  # a type as small as uint8 would wrap its -1 around
         return ((y != right) & (right >= 0)).sum(-1)
 
     def answers(self, x: Array) -> NDArray[np.int64]:
@@ -331,6 +332,8 @@ def _read(folder: Path, kind: str, side: int) -> list[tuple[str, list[Pair], lis
             asked = [Pair(as_grid(t["input"]), as_grid(y)) for t, y in zip(content["test"], outputs, strict=True)]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"task {name} of {kind} is not of ARC's format: {error}") from error
+        if not asked:
+            raise ValueError(f"task {name} of {kind} is not of ARC's format: it has no test input")
         if max(max(grid.shape) for pair in (*shown, *asked) for grid in pair) <= side:
             found.append((name, shown, asked))
     return found

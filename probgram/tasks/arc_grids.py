@@ -135,12 +135,10 @@ def _recoloured(grid: Grid, table: NDArray[np.int64]) -> Grid:
 def draw_augmentations(count: int, seed: Any) -> list[Augmentation]:
     """The identity, then `count` different augmentations, none of them the identity."""
     generator = np.random.default_rng(seed)
-    found = [Augmentation()]
+    found = {Augmentation(): None}  # in the order of the draws
     while len(found) <= count:
-        drawn = Augmentation.draw(generator)
-        if drawn not in found:
-            found.append(drawn)
-    return found
+        found[Augmentation.draw(generator)] = None
+    return list(found)
 
 
 # -- majority -------------------------------------------------------------------------------------------------

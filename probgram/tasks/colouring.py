@@ -25,8 +25,16 @@ from numpy.typing import NDArray
 
 from probgram.tasks import graphs
 from probgram.tasks.board import Board, Cells, Marks
-from probgram.tasks.drawn import check_whole, check_word, drawn_apart, named_arguments
-from probgram.tasks.task import Array, Split
+from probgram.tasks.drawn import (
+    NUMBER,
+    check_between,
+    check_whole,
+    check_word,
+    drawn_apart,
+    named_arguments,
+    written,
+)
+from probgram.tasks.task import Array, Split, check_length
 
 Encoding = Literal["vertices", "matrix"]
 SplitRule = Literal["orbit", "input"]
@@ -68,13 +76,12 @@ class Colouring:
         seed: int = 0,
     ) -> None:
         self.fewer = train is None and test is None  # where there are not so many
+        check_whole(3, n=n)
         published = PUBLISHED.get(n, (10_000, 200))
         train, test = (p if given is None else given for p, given in zip(published, (train, test), strict=True))
-        check_whole(3, n=n)
         check_whole(2, colours=colours)
         check_whole(train=train, test=test)
-        if not 0 < edge_probability < 1:
-            raise ValueError(f"edge_probability must be between 0 and 1, got {edge_probability}")
+        check_between(0, 1, edge_probability=edge_probability)
         check_word("encoding", encoding, "vertices", "matrix")
         if n > LARGEST[encoding]:
             raise ValueError(f'n must be at most {LARGEST[encoding]} with encoding="{encoding}", got {n}')
@@ -82,7 +89,7 @@ class Colouring:
         self.n, self.edge_probability, self.colours = int(n), float(edge_probability), int(colours)
         self.train, self.test, self.encoding, self.split, self.seed = train, test, encoding, split, seed
         self.name = f"colouring{n}" + ("" if colours == 3 else f"-{colours}colours")
-        self.name += "" if edge_probability == 0.4 else f"-p{self.edge_probability:g}"
+        self.name += "" if edge_probability == 0.4 else f"-p{written(edge_probability)}"
         self.name += "-matrix" if encoding == "matrix" else ""
         self.length = n if encoding == "vertices" else n * n
         self.input_size = 1 << (n - 1) if encoding == "vertices" else 3
@@ -92,7 +99,7 @@ class Colouring:
     def from_name(cls, name: str, split: str | None = None) -> "Colouring | None":
         """Build "colouring8", "colouring10-p0.5", "colouring8-4colours-matrix"; None for another family's name."""
         pattern = (
-            r"colouring(?P<n>\d+)(?:-(?P<colours>\d+)colours)?(?:-p(?P<edge_probability>\d*\.?\d+(?:e-\d+)?))?"
+            rf"colouring(?P<n>\d+)(?:-(?P<colours>\d+)colours)?(?:-p(?P<edge_probability>{NUMBER}))?"
             r"(?:-(?P<encoding>matrix))?"
         )
         arguments = named_arguments(pattern, name)
@@ -124,8 +131,8 @@ class Colouring:
             ValueError: not a graph of n vertices.
         """
         if self.encoding == "matrix" and not isinstance(problem, str):
-            values = problem.tolist() if hasattr(problem, "tolist") else list(problem)
-            if len(values) == self.length and isinstance(values[0], int):
+            values = problem.tolist() if hasattr(problem, "tolist") else problem
+            if isinstance(values, Sequence) and len(values) == self.length and isinstance(values[0], int):
                 matrix = np.array(values).reshape(self.n, self.n)
                 problem = np.where(np.eye(self.n) * (matrix == 2), 0, matrix)
         return self._encoded(graphs.to_tokens(graphs.read(problem, self.n)))
@@ -160,13 +167,18 @@ class Colouring:
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y colours x properly and canonically; bool `[...]`."""
+        """Whether y colours x properly and canonically; bool `[...]`.
+
+        Raises:
+            ValueError: y does not have L tokens.
+        """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Conflicts, plus tokens that are no colour, that skip a colour, or differ within a row; int `[...]`."""
+        total = self.conflicts(x, y)
         colours = self._colours(y)
-        total = self.conflicts(x, y) + ((colours < 0) | (colours >= self.colours)).sum(-1)
+        total = total + ((colours < 0) | (colours >= self.colours)).sum(-1)
         for i in range(self.n):
             # In order of first appearance, colour c needs a c - 1 before it. To add never wraps below 0.
             follows = (colours[..., :i] + 1 == colours[..., i : i + 1]).any(-1)
@@ -178,6 +190,7 @@ class Colouring:
 
     def conflicts(self, x: Array, y: Array) -> Array:
         """Edges of x whose two ends have one colour in y, the published measure; int `[...]`."""
+        check_length(y, self.length)
         colours = self._colours(y)
         total = 0
         for i in range(1, self.n):

@@ -14,6 +14,7 @@ algorithm for clustering large data sets with categorical values", 1998.
 
 import gzip
 import json
+import zlib
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -184,10 +185,12 @@ class Digits:
     @cached_property
     def _held_out(self) -> NDArray[np.bool_]:
         """Which pictures are in the test split; those with the same black pixels go together."""
-        ink = np.packbits(self.pictures.reshape(len(self.pictures), -1) >= 128, axis=1)
-        group = np.unique(ink, axis=0, return_inverse=True)[1].reshape(-1)
-        order = np.random.default_rng(self.seed).permutation(group.max() + 1)
-        return np.isin(group, order[: round(HELD_OUT * len(order))])
+        ink = np.packbits(self.pictures.reshape(-1, SIDE * SIDE) >= 128, axis=1)
+        different, group = np.unique(ink, axis=0, return_inverse=True)
+        if len(different) < 2:
+            raise ValueError(f"{self.folder} holds {len(different)} different pictures, too few to hold any out")
+        order = np.random.default_rng(self.seed).permutation(len(different))
+        return np.isin(group.reshape(-1), order[: max(1, round(HELD_OUT * len(order)))])
 
     def _train_patches(self) -> NDArray[np.int64]:
         return patches(self._pictures("train")[0])
@@ -261,7 +264,7 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     dimensions = content[3] if content[:3] == b"\x00\x00\x08" and len(content) > 3 else 0
     sizes = np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").astype(int)
@@ -273,17 +276,26 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
 
 def _read_folder(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """All pictures `[M, 28, 28]` of a folder and their labels `[M]`."""
-    files = sorted(folder.glob("*-images-idx3-ubyte*"))
-    if not files:
+    names = sorted({file.name.removesuffix(".gz") for file in folder.glob("*-images-idx3-ubyte*")})
+    names = [name for name in names if name.endswith("-images-idx3-ubyte")]
+    if not names:
         raise ValueError(f"{folder} holds no *-images-idx3-ubyte file, packed (.gz) or not")
     pictures, labels = [], []
-    for file in files:
-        beside = file.with_name(file.name.replace("-images-idx3-", "-labels-idx1-"))
+    for name in names:
+        file, beside = (_packed_or_not(folder / n) for n in (name, name.replace("-images-idx3-", "-labels-idx1-")))
         pictures.append(read_idx(file))
         labels.append(read_idx(beside))
+        if labels[-1].ndim != 1 or (labels[-1] > 9).any():
+            raise ValueError(f"{beside} must hold a label from 0 to 9 for each picture")
         if pictures[-1].shape != (len(labels[-1]), SIDE, SIDE):
             raise ValueError(f"{file} must hold a {SIDE}x{SIDE} picture for each label of {beside.name}")
     return np.concatenate(pictures), np.concatenate(labels).astype(np.int64)
+
+
+def _packed_or_not(path: Path) -> Path:
+    """The file itself, or where there is none the one packed by gzip."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.exists() and not path.exists() else path
 
 
 def _checked_codes(codes: Array) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """What tasks whose problems are drawn have in common: different draws, whole kinds held out, names that rebuild."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Problems = NDArray[np.int64]
 HELD_OUT = 0.15  # share of the problems that are test ones where there are fewer than usual
 PATIENCE = 100  # batches of draws in vain after which no more different problems are expected
+NUMBER = r"\d*\.?\d+(?:e-\d+)?"  # in a pattern: what `written` makes of a number from 0
 
 
 def drawn_apart(
@@ -17,7 +18,7 @@ def drawn_apart(
     kind: Callable[[Problems], NDArray[Any]],
     train: int,
     test: int,
-    seed: int,
+    seed: int | Sequence[int],
     name: str,
     fewer: bool = False,
 ) -> tuple[Problems, Problems]:
@@ -28,12 +29,13 @@ def drawn_apart(
         kind: a number for each problem, `[M, L] -> [M]`; problems of one number are held out together.
         train: how many training problems.
         test: how many test problems.
-        seed: of the draws, and of which kinds are held out.
+        seed: of the draws, and of which kinds are held out; several integers are one seed.
         name: of the task, for messages.
-        fewer: where so many different problems do not turn up, all that do, of which 15% are held out.
+        fewer: where so many different problems do not turn up, all that do, of which 15% are held out, and as many
+            more as the last kind held out has.
 
     Returns:
-        `[train, L]` and `[test, L]`.
+        `[train, L]` and `[test, L]`; with `fewer` other numbers where so many did not turn up.
 
     Raises:
         ValueError: so many different problems did not turn up; with `fewer`, none are left to train on.
@@ -56,7 +58,9 @@ def drawn_apart(
         if few and held_out.all():
             raise ValueError(f"of {len(pool)} problems of {name} none are left to train on when some are held out")
         missing = train - int((~held_out).sum())
-        if missing <= 0 or few:
+        if few:
+            return pool[~held_out][:train], pool[held_out]
+        if missing <= 0:
             return pool[~held_out][:train], pool[held_out][:test]
         count = len(pool) + missing  # the last kind held out had more problems than were needed
 
@@ -97,6 +101,11 @@ def named_arguments(pattern: str, name: str) -> dict[str, Any] | None:
     return {key: _value(text) for key, text in found.groupdict().items() if text is not None}
 
 
+def written(number: float) -> str:
+    """A number as a name has it: all its digits, so that the name gives the same task back."""
+    return repr(float(number)).removesuffix(".0")
+
+
 def _value(text: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -113,6 +122,15 @@ def check_whole(lowest: int = 1, **sizes: Any) -> None:
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def check_between(lowest: float, highest: float, limit: str = "", **values: Any) -> None:
+    """Raise ValueError where an argument is no number between two others; `limit` says what the highest is."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+        if not lowest < value < highest:
+            raise ValueError(f"{name} must be between {lowest} and {limit}{highest}, got {value}")
 
 
 def check_word(name: str, value: Any, *words: str) -> None:

@@ -1,17 +1,17 @@
 """A task made of data: problems and answers as two arrays, with a rule that verifies or with none."""
 
 import re
-import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, group_answers
+from probgram.tasks.drawn import check_whole
+from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, check_length, group_answers
 
 HELD_OUT = 0.15  # share of the problems (or groups) in the test split
 
@@ -24,15 +24,15 @@ class Pairs:
         y: an answer to each, integers from 0, `[P, L]`.
         verify: `(x, y) -> bool [...]`, broadcasting over leading dimensions, with operators that NumPy and
             torch share. None: the listed answers are all there are, and only listed problems can be verified.
-        groups: integers `[P]`; problems of one group (symmetric copies of each other, say) are held out
+        groups: integers or names, `[P]`; problems of one group (symmetric copies of each other, say) are held out
             together. None: each different problem is a group.
         columns: tokens a line when an answer is drawn; None: all on one.
         seed: of the split, 15% of the groups being held out.
         name: what files and messages call the task; never that of a built-in task.
 
     Raises:
-        ValueError: arrays that are not integers from 0, of different sizes, or a problem in two groups; columns
-            below 1.
+        ValueError: arrays that are not integers from 0 to 2^63 - 1, of different sizes, or a problem in two groups;
+            columns that are no integer from 1.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Pairs:
         for label, tokens in (("x", x), ("y", y)):
             if tokens.min() < 0:
                 raise ValueError(f"{label} must hold tokens from 0, got {tokens.min()}")
-        if columns is not None and columns < 1:
-            raise ValueError(f"columns must be at least 1, got {columns}")
+        if columns is not None:
+            check_whole(columns=columns)
         self.name, self.seed, self.columns = name, seed, columns or x.shape[1]
         self.split = "input" if groups is None else "group"
         self.length, self.input_size, self.output_size = x.shape[1], int(x.max()) + 1, int(y.max()) + 1
@@ -77,7 +77,7 @@ class Pairs:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in ("x", "y", "groups") if name in archive}
-        except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        except Exception as error:  # whatever NumPy and zipfile make of a damaged or encrypted one
             raise ValueError(f"{path} cannot be read as an .npz archive: {error}") from error
         if not {"x", "y"} <= set(arrays):
             raise ValueError(f"{path} must hold the arrays x and y, found {sorted(arrays) or 'neither'}")
@@ -126,20 +126,22 @@ class Pairs:
         """Whether y answers x; broadcasts over leading dimensions, bool `[...]`.
 
         Raises:
+            ValueError: x or y does not have L tokens, or x is not integers.
             UnknownAnswers: no rule was given and a problem is not among the data.
         """
+        check_length(y, self.length)
         if self._rule is not None:
             return self._rule(x, y)
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """With a rule 1 where it is broken, else the tokens in which y differs from the nearest listed answer."""
+        check_length(y, self.length)
         if self._rule is not None:
             return 1 - (self._rule(x, y) * 1)
         answers = self.known.answers[self._rows(x)]  # [..., M, L]; padding repeats the first answer
         if hasattr(y, "new_tensor"):
-            y = y.long()  # a type as small as uint8 would wrap the listed tokens around
-            answers = y.new_tensor(answers)
+            answers = y.long().new_tensor(answers)  # a type as small as uint8 would wrap the tokens around
         wrong = (y[..., None, :] != answers).sum(-1)  # [..., M]
         return wrong.min(-1).values if hasattr(wrong, "new_tensor") else wrong.min(-1)
 
@@ -147,12 +149,15 @@ class Pairs:
         """The listed answers of one problem `[L]`, `[M, L]` in lexicographic order.
 
         Raises:
+            ValueError: x is not one problem.
             UnknownAnswers: a rule was given, so that more answers than those listed may be right; or the
                 problem is not among the data.
         """
         if self._rule is not None:
             raise UnknownAnswers("with a verify= rule the listed answers need not be all that are right")
-        row = int(self._rows(x))
+        row = self._rows(x)
+        if row.ndim:
+            raise ValueError(f"x must be one problem of {self.length} tokens, got shape {list(np.shape(x))}")
         return self.known.answers[row, : self.known.counts[row]]
 
     def _rows(self, x: Array) -> NDArray[np.int64]:
@@ -160,6 +165,8 @@ class Pairs:
         wanted = np.asarray(x.cpu() if hasattr(x, "cpu") else x)
         if not wanted.ndim or wanted.shape[-1] != self.length:
             raise ValueError(f"a problem must have {self.length} tokens, got shape {list(wanted.shape)}")
+        if not np.issubdtype(wanted.dtype, np.integer):
+            raise ValueError(f"a problem must be {self.length} integers, got {wanted.dtype}")
         keys = _as_keys(wanted)
         found = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         if (self._keys[found] != keys).any():
@@ -200,7 +207,7 @@ class Pairs:
         if groups.shape != (len(x),):
             raise ValueError(f"groups must have one integer a row of x, {len(x)}, got shape {list(groups.shape)}")
         rows = self._rows(x)
-        result = np.full(len(self.known.x), groups[0])
+        result = np.zeros(len(self.known.x), groups.dtype)
         result[rows] = groups
         if (result[rows] != groups).any():
             raise ValueError("groups must put equal problems into one group")

@@ -104,15 +104,15 @@ class Pointers(SingleAnswer):
 
     def read(self, text: str) -> NDArray[np.int64]:
         """The tokens of "3: 1 0 2 …": the start, then f(0), f(1) and so on."""
-        found = re.fullmatch(r"\s*(\d+)\s*:((?:[\s,]*\d+)+)\s*", text)
+        found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+(?:[\s,]+\d+)*)\s*", text)
         if found is None:
             raise ValueError(f'a problem must be a start and a map such as "2: 1 0 2", got {text.strip()[:60]!r}')
-        start, image = int(found[1]), np.array(re.findall(r"\d+", found[2]), dtype=np.int64)
-        if len(image) != self.n or image.max() >= self.n or start >= self.n:
+        start, image = int(found[1]), [int(word) for word in re.findall(r"\d+", found[2])]
+        if len(image) != self.n or max(*image, start) >= self.n:
             raise ValueError(
                 f"a map of {self.n} elements must have {self.n} images from 0 to {self.n - 1}, got {text.strip()!r}"
             )
-        return self._tokens(image[None], np.array([start]))[0]
+        return self._tokens(np.array([image]), np.array([start]))[0]
 
     def _tokens(self, image: NDArray[np.int64], start: NDArray[np.int64]) -> Problems:
         """From maps `[M, n]` and starts `[M]` to problems `[M, L]`."""

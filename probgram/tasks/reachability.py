@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks import graphs
-from probgram.tasks.drawn import Problems, check_whole, check_word, drawn_apart
+from probgram.tasks.drawn import NUMBER, Problems, check_between, check_whole, check_word, drawn_apart, written
 from probgram.tasks.single import SingleAnswer
 from probgram.tasks.task import Array
 
@@ -53,7 +53,7 @@ class Reachability(SingleAnswer):
     """
 
     pattern = (
-        r"reachability(?P<n>\d+)(?:-to(?P<longest>\d+))?(?:-degree(?P<degree>[\d.]+))?(?:-(?P<targets>every))?"
+        rf"reachability(?P<n>\d+)(?:-to(?P<longest>\d+))?(?:-degree(?P<degree>{NUMBER}))?(?:-(?P<targets>every))?"
     )
 
     def __init__(
@@ -74,11 +74,10 @@ class Reachability(SingleAnswer):
             raise ValueError(f"n must be at most 24, got {n}")
         if longest > n - 3:
             raise ValueError(f"longest must be at most n - 3 = {n - 3}, got {longest}")
-        if not 0 < degree < n - 1:
-            raise ValueError(f"degree must be between 0 and n - 1 = {n - 1}, got {degree}")
+        check_between(0, n - 1, "n - 1 = ", degree=degree)
         self.n, self.longest, self.targets, self.degree = n, longest, targets, float(degree)
         self.repeats = targets == "last"
-        name = f"reachability{n}-to{longest}" + ("" if degree == 1.5 else f"-degree{degree:g}")
+        name = f"reachability{n}-to{longest}" + ("" if degree == 1.5 else f"-degree{written(degree)}")
         name += "-every" if targets == "every" else ""
         super().__init__(name, n, 1 << (n - 1), 2 if self.repeats else n + 1, train, test, seed)
 
@@ -106,7 +105,7 @@ class Reachability(SingleAnswer):
         for i, (steps, joined) in enumerate(classes):
             train, test = ((size + len(classes) - 1 - i) // len(classes) for size in (self.train, self.test))
             name = f"{self.name} ({'a path' if joined else 'no path'}, {steps} steps)"
-            found = drawn_apart(self._pick(steps, joined), self.kind, train, test, self.seed + i, name, self.fewer)
+            found = drawn_apart(self._pick(steps, joined), self.kind, train, test, [self.seed, i], name, self.fewer)
             for part, rows in zip(parts, found, strict=True):
                 part.append(rows)
         rng = np.random.default_rng(self.seed)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from probgram.tasks.board import Board, in_rows
 from probgram.tasks.drawn import Problems, check_whole, drawn_apart, named_arguments
-from probgram.tasks.task import Array, Split
+from probgram.tasks.task import Array, Split, check_length
 
 
 class SingleAnswer:
@@ -129,15 +129,19 @@ class SingleAnswer:
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y is the answer to x, in every token; bool `[...]`."""
+        """Whether y is the answer to x, in every token; bool `[...]`.
+
+        Raises:
+            ValueError: not a problem or an answer of L tokens.
+        """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Tokens of y that differ from the answer's; integers `[...]`."""
+        check_length(y, self.length)
         right = self.answer(self._checked(x))
         if hasattr(y, "new_tensor"):
-            y = y.long()  # a type as small as uint8 would wrap the answer's tokens around
-            right = y.new_tensor(right)
+            right = y.long().new_tensor(right)  # a type as small as uint8 would wrap the tokens around
         return (y != right).sum(-1)
 
     def solutions(self, x: Array) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ Files: text with a board a line, or the CSV of Sudoku-Extreme (columns source, q
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,8 @@ def read_boards(path: str | Path, box: Box) -> Boards:
     """Read the boards of a file; which of them have one answer is not looked at.
 
     Args:
-        path: text with a board a line (empty lines and those that begin with # are passed over), or CSV with a
-            column "question" and, where there are any, "answer" and "rating".
+        path: text with a board a line (empty lines and those that begin with # are passed over), or CSV whose
+            first line names a column "question" and, where there are any, "answer" and "rating".
         box: rows and columns of a box.
 
     Raises:
@@ -73,10 +73,10 @@ def read_boards(path: str | Path, box: Box) -> Boards:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
-    if lines and "," in lines[0]:
-        numbers, questions, answers, rating = _columns(lines, path)
+    numbers = [i for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if numbers and _is_header(lines[numbers[0] - 1]):
+        numbers, questions, answers, rating = _columns(lines, numbers[0], path)
     else:
-        numbers = [i for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
         questions = [lines[i - 1] for i in numbers]
         answers, rating = [""] * len(numbers), np.full(len(numbers), np.nan)
     if not questions:
@@ -149,20 +149,27 @@ def clashes(x: NDArray[Any], box: Box) -> NDArray[np.bool_]:
     return found
 
 
-def _columns(lines: list[str], path: Path) -> tuple[list[int], list[str], list[str], NDArray[np.float64]]:
-    """Line numbers, questions, answers and ratings of a CSV file."""
-    table = csv.reader(lines)
-    header = [name.strip().lower() for name in next(table)]
+def _is_header(line: str) -> bool:
+    """Whether a line names the columns of a CSV file: no symbol of a board comes after P."""
+    return "question" in line.lower() or ("," in line and re.search("[q-z]", line.lower()) is not None)
+
+
+def _columns(
+    lines: list[str], first: int, path: Path
+) -> tuple[list[int], list[str], list[str], NDArray[np.float64]]:
+    """Line numbers, questions, answers and ratings of a CSV file whose header is in line `first`, from 1."""
+    rows = _rows(lines, first, path)
+    header = [name.strip().lower() for name in next(rows)[1]]
     if "question" not in header:
         raise ValueError(f'{path} must name a column "question" in its first line, found {header}')
     numbers: list[int] = []
     columns: dict[str, list[str]] = {"question": [], "answer": [], "rating": []}
-    for row in table:
+    for number, row in rows:
         if not row:
             continue
         if len(row) != len(header):
-            raise ValueError(f"line {table.line_num} of {path.name} must have {len(header)} fields, got {len(row)}")
-        numbers.append(table.line_num)
+            raise ValueError(f"line {number} of {path.name} must have {len(header)} fields, got {len(row)}")
+        numbers.append(number)
         named = dict(zip(header, row, strict=True))
         for name, values in columns.items():
             values.append(named.get(name, "").strip())
@@ -175,6 +182,17 @@ def _columns(lines: list[str], path: Path) -> tuple[list[int], list[str], list[s
                 f"line {numbers[i]} of {path.name} must have a number as its rating, got {text!r}"
             ) from None
     return numbers, columns["question"], columns["answer"], rating
+
+
+def _rows(lines: list[str], first: int, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file from line `first` on, each with the number of its last line."""
+    number, table = first - 1, csv.reader(lines[first - 1 :])
+    try:
+        for row in table:
+            number = first - 1 + table.line_num
+            yield number, row
+    except csv.Error as error:  # a quotation mark that is not closed makes one field of all that follows
+        raise ValueError(f"line {number + 1} of {path.name} cannot be read as CSV: {error}") from error
 
 
 def _read_lines(texts: list[str], places: list[str], box: Box) -> NDArray[np.int8]:
@@ -198,7 +216,7 @@ def _read_lines(texts: list[str], places: list[str], box: Box) -> NDArray[np.int
 def _digit_of(cell: str) -> int:
     if len(cell) == 1 and cell.isascii():
         return int(_CODES[ord(cell)])
-    return int(cell) if cell.isascii() and cell.isdecimal() else -1
+    return int(cell) if len(cell) <= 2 and cell.isascii() and cell.isdecimal() else -1
 
 
 # -- making ---------------------------------------------------------------------------------------------------

@@ -81,6 +81,13 @@ class KnownAnswers(NamedTuple):
     counts: NDArray[np.int64]
 
 
+def check_length(y: Array, length: int) -> None:
+    """Raise ValueError where answers are not `[..., length]`: a single token would be compared with every one."""
+    shape = list(np.shape(y))
+    if not shape or shape[-1] != length:
+        raise ValueError(f"an answer must have {length} tokens, got shape {shape}")
+
+
 def group_answers(x: Array, y: Array) -> KnownAnswers:
     """Group pairs by problem; a pair given twice counts once.
 
@@ -89,10 +96,10 @@ def group_answers(x: Array, y: Array) -> KnownAnswers:
         y: answers, integers `[P, L]`.
 
     Raises:
-        ValueError: different numbers of rows, none at all, or values that are not integers.
+        ValueError: different numbers of rows, none at all, or values that are not integers below 2^63.
     """
     x, y = _checked_pairs(x, y)
-    pairs = np.unique(np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], 1).astype(np.int64), axis=0)
+    pairs = np.unique(np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], 1), axis=0)
     width = x[0].size
     problems, first, count = np.unique(pairs[:, :width], axis=0, return_index=True, return_counts=True)
     slots = np.arange(count.max())
@@ -107,10 +114,10 @@ def separate_answers(x: Array, y: Array) -> KnownAnswers:
     Arguments and errors are those of `group_answers`.
     """
     x, y = _checked_pairs(x, y)
-    return KnownAnswers(x.astype(np.int64), y[:, None].astype(np.int64), np.ones(len(x), dtype=np.int64))
+    return KnownAnswers(x, y[:, None], np.ones(len(x), dtype=np.int64))
 
 
-def _checked_pairs(x: Array, y: Array) -> tuple[NDArray[Any], NDArray[Any]]:
+def _checked_pairs(x: Array, y: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     x, y = np.asarray(x), np.asarray(y)
     for name, values in (("x", x), ("y", y)):
         if not np.issubdtype(values.dtype, np.integer):
@@ -119,7 +126,10 @@ def _checked_pairs(x: Array, y: Array) -> tuple[NDArray[Any], NDArray[Any]]:
             raise ValueError(f"{name} must have a row for each example, got shape {list(values.shape)}")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y must have the same number of rows, at least 1, got {len(x)} and {len(y)}")
-    return x, y
+    for name, values in (("x", x), ("y", y)):
+        if values.size and values.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{name} must hold tokens below 2^63, got {values.max()}")
+    return x.astype(np.int64), y.astype(np.int64)
 
 
 def from_name(name: str, split: str | None = None) -> "Task":

@@ -200,6 +200,8 @@ def test_what_is_not_in_the_corpus_has_no_known_answer(folder):
         task.solutions(x)
     with pytest.raises(ValueError, match=r"x must be \[..., 26\]"):
         task.answers(x[1:])
+    with pytest.raises(ValueError, match="^an answer must have 25 tokens, got shape \\[1\\]"):
+        task.verify(task.encode("a"), np.zeros(1, int))
 
 
 def test_problems_are_read_by_name_number_or_grid(folder):
@@ -241,6 +243,12 @@ def test_bad_choices_and_files_are_one_clear_sentence(folder, tmp_path):
     ]:
         solutions.write_text(content)
         with pytest.raises(ValueError, match=message):
+            tasks.Arc(folder)
+    challenges, content = folder / "arc-agi_training_challenges.json", {"train": [], "test": []}
+    for shown in ([], [{"input": [[1]], "output": [[2]]}]):  # a score would be the mean of nothing
+        challenges.write_text(json.dumps({"a": content | {"train": shown}}))
+        solutions.write_text(json.dumps({"a": []}))
+        with pytest.raises(ValueError, match="task a of training is not of ARC's format: it has no test input"):
             tasks.Arc(folder)
     with pytest.raises(ValueError, match='split must be "train" or "test"'):
         corpus(folder, "training", "abc")

@@ -331,6 +331,10 @@ def test_a_colouring_is_drawn_as_a_line_a_colour():
         np.eye(8, dtype=int),
         np.triu(np.ones((8, 8)), 1),
         [0.5] * 8,
+        None,
+        5,
+        np.array(5),
+        True,
     ],
 )
 def test_what_is_no_graph_is_one_clear_sentence(problem, encoding):
@@ -345,6 +349,8 @@ def test_what_is_no_graph_is_one_clear_sentence(problem, encoding):
         ({"n": 17}, 'n must be at most 16 with encoding="vertices", got 17'),
         ({"n": 63, "encoding": "matrix"}, 'n must be at most 62 with encoding="matrix", got 63'),
         ({"n": "8"}, "n must be an integer, got '8'"),
+        ({"n": [8]}, r"n must be an integer, got \[8\]"),
+        ({"edge_probability": "0.4"}, "edge_probability must be a number, got '0.4'"),
         ({"edge_probability": 1.0}, "edge_probability must be between 0 and 1, got 1.0"),
         ({"colours": 1}, "colours must be at least 2, got 1"),
         ({"train": 0}, "train must be at least 1, got 0"),

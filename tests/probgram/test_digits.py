@@ -77,6 +77,40 @@ def test_what_is_no_file_of_pictures_is_one_clear_sentence(tmp_path):
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(4))
     with pytest.raises(ValueError, match="must hold a 28x28 picture for each label"):
         tasks.Digits(tmp_path)
+    for labels in (np.array([1, 2, 10]), np.zeros((3, 1))):
+        write_idx(tmp_path / "t10k-labels-idx1-ubyte", labels)
+        with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte must hold a label from 0 to 9"):
+            tasks.Digits(tmp_path)
+
+
+def test_a_packed_file_with_a_damaged_body_is_one_clear_sentence(folder):
+    images = folder / "t10k-images-idx3-ubyte.gz"
+    content = images.read_bytes()
+    images.write_bytes(content[:20] + b"\xff" * 20 + content[40:])
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz cannot be read"):
+        tasks.Digits(folder)
+
+
+def test_a_file_that_is_there_packed_and_unpacked_is_read_once_and_labels_may_be_packed_alone(folder):
+    expected = tasks.Digits(folder)
+    packed = folder / "t10k-images-idx3-ubyte.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    for _ in range(2):
+        task = tasks.Digits(folder)
+        assert np.array_equal(task.pictures, expected.pictures) and np.array_equal(task.labels, expected.labels)
+        packed.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_of_few_pictures_one_is_held_out_or_there_are_too_few(tmp_path, rows):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", drawn(rows))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(rows))
+    task = tasks.Digits(tmp_path)
+    if rows < 2:
+        with pytest.raises(ValueError, match=f"holds {rows} different pictures, too few to hold any out"):
+            task.examples("test")
+    else:
+        assert [len(task.examples(split)[0]) for split in ("train", "test")] == [rows - 1, 1]
 
 
 # -- patches and codes ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Tasks made of data: what is listed is right, what is not cannot be told, splits do not leak."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,8 @@ def test_pairs_ignore_the_order_of_rows_and_rows_given_twice():
         ({"x": X[:0], "y": Y[:0]}, "x and y must have the same number of rows, at least 1, got 0 and 0"),
         ({"columns": 0}, "columns must be at least 1, got 0"),
         ({"columns": -2}, "columns must be at least 1, got -2"),
+        ({"columns": 1.5}, "columns must be an integer, got 1.5"),
+        ({"y": Y.astype(np.uint64) + 2**63}, "y must hold tokens below 2^63, got 9223372036854775811"),
         ({"groups": [0, 1]}, "groups must have one integer a row of x, 7, got shape [2]"),
         ({"groups": np.zeros((7, 1), int)}, "groups must have one integer a row of x, 7, got shape [7, 1]"),
         ({"groups": np.arange(7)}, "groups must put equal problems into one group"),
@@ -207,11 +211,33 @@ def test_solutions_are_the_listed_answers_in_order():
         task.solutions(np.array([0, 2]))
 
 
+@pytest.mark.parametrize("library", [np.array, torch.tensor])
+def test_tokens_that_are_no_whole_numbers_are_not_cut_to_any(library):
+    task = tasks.Pairs(X, Y)
+    assert not task.verify(X[2], library([1.0, 1.9])) and task.verify(X[2], library([1.0, 1.0]))
+    with pytest.raises(ValueError, match="^a problem must be 2 integers, got float"):
+        task.verify(library([1.9, 1.9]), Y[2])
+
+
+def test_solutions_are_those_of_one_problem():
+    with pytest.raises(ValueError, match=r"^x must be one problem of 2 tokens, got shape \[3, 2\]$"):
+        tasks.Pairs(X, Y).solutions(X[:3])
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (4, 3)])
 def test_a_problem_of_another_length_is_one_clear_sentence(shape):
     with pytest.raises(ValueError) as caught:
         tasks.Pairs(X, Y).solutions(np.zeros(shape, int))
     assert str(caught.value) == f"a problem must have 2 tokens, got shape {list(shape)}"
+
+
+@pytest.mark.parametrize("rule", [None, same_sum], ids=["listed", "rule"])
+def test_an_answer_of_another_length_is_one_clear_sentence(rule):
+    task = tasks.Pairs(X, Y, verify=rule)
+    for question in (task.verify, task.violations):
+        for y in (Y[2, :1], torch.from_numpy(Y[2, :1]), np.zeros((4, 3), int)):
+            with pytest.raises(ValueError, match="^an answer must have 2 tokens, got shape"):
+                question(X[2], y)
 
 
 # -- splits ---------------------------------------------------------------------------------------------------
@@ -236,6 +262,12 @@ def test_no_group_is_shared_across_the_split():
     assert not train & test
     assert len(test) == round(0.15 * 11) and len(train) + len(test) == 11
     assert task.split == "group"
+
+
+def test_groups_may_have_names_of_any_length():
+    names = ["a", "sum of " + 9 * "b", "cc"]
+    task = tasks.Pairs(MANY_X, MANY_Y, groups=[names[n % 3] for n in MANY_X.sum(1)])
+    assert len({sum(x) % 3 for x in problems(task, "test")}) == 1
 
 
 def test_the_seed_chooses_the_split():
@@ -297,6 +329,21 @@ def unreadable_archives(folder):
     content = bytearray((folder / "damaged.npz").read_bytes())
     content[80:140] = bytes(60)
     (folder / "damaged.npz").write_bytes(content)
+    np.savez(folder / "plain.npz", x=X, y=Y)
+    content = (folder / "plain.npz").read_bytes()
+    first, entry = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")  # headers: of x, in the list of files
+    encrypted, unknown = bytearray(content), bytearray(content)
+    encrypted[first + 6] |= 1
+    encrypted[entry + 8] |= 1
+    unknown[first + 8] = unknown[entry + 10] = 99
+    (folder / "encrypted.npz").write_bytes(encrypted)
+    (folder / "unknown.npz").write_bytes(unknown)
+    for name, shape in (("huge.npz", b"(70000000000000000, 2)}"), ("header.npz", b"((7, 2)")):
+        head = b"{'descr': '<i8', 'fortran_order': False, 'shape': " + shape
+        head = head.removesuffix(b"}") + b"}\n" if name == "huge.npz" else head + b"\n"
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+            archive.writestr("y.npy", b"")
     return {
         "no_y.npz": r"must hold the arrays x and y, found \['x'\]",
         "neither.npz": "must hold the arrays x and y, found neither",
@@ -307,6 +354,10 @@ def unreadable_archives(folder):
         "empty.npz": "is no .npz archive",
         "folder.npz": "cannot be read as an .npz archive",
         "damaged.npz": "cannot be read as an .npz archive",
+        "encrypted.npz": "cannot be read as an .npz archive: .*encrypted",
+        "unknown.npz": "cannot be read as an .npz archive: .*compression",
+        "huge.npz": "cannot be read as an .npz archive: Unable to allocate",
+        "header.npz": "cannot be read as an .npz archive",
         "missing.npz": "cannot be read as an .npz archive: .*No such file",
     }
 

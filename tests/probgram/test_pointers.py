@@ -63,7 +63,19 @@ def test_a_start_and_a_map_are_read_from_text_and_the_answer_is_drawn():
 
 @pytest.mark.parametrize(
     "problem",
-    ["1 0 3 0", "4: 1 0 3 0", "0: 1 0 3", "0: 1 0 3 4", "", [1, 4, 11, 12], [17, 20, 11, 12], [17, 5, 12, 8]],
+    [
+        "1 0 3 0",
+        "4: 1 0 3 0",
+        "0: 1 0 3",
+        "0: 1 0 3 4",
+        "",
+        "0: " + 60 * "1" + "x",  # is refused at once
+        "0: 99999999999999999999999 1 2 3",
+        "99999999999999999999999: 0 1 2 3",
+        [1, 4, 11, 12],
+        [17, 20, 11, 12],
+        [17, 5, 12, 8],
+    ],
 )
 def test_what_is_no_start_and_map_is_one_clear_sentence(problem):
     with pytest.raises(ValueError, match="must"):

@@ -81,6 +81,16 @@ def test_the_examples_come_in_no_order():
     assert (np.diff(distance < 0) != 0).sum() > 40  # 80 expected of 159 places, standard deviation 6
 
 
+def test_no_two_seeds_share_graphs():
+    drawn = []
+    for seed in (0, 2):
+        task = tasks.Reachability(12, longest=2, degree=3, train=200, test=20, seed=seed)
+        x, _ = task.examples("train")
+        joined = x[task.distance(x) > 0]  # hardly two of them are copies of each other by chance
+        drawn.append(set(graphs.invariant(graphs.from_tokens(joined)).tolist()))
+    assert len(drawn[0] & drawn[1]) < 5
+
+
 def test_a_graph_is_read_as_for_colouring_and_the_answer_is_drawn():
     task = tasks.Reachability(5, longest=2)
     joined, apart = task.encode("0-2 2-4"), task.encode([(0, 2), (3, 4)])
@@ -98,6 +108,7 @@ def test_a_graph_is_read_as_for_colouring_and_the_answer_is_drawn():
         ({"n": 3}, "n must be at least 4, got 3"),
         ({"n": 25}, "n must be at most 24, got 25"),
         ({"longest": 10}, "longest must be at most n - 3 = 9, got 10"),
+        ({"degree": "1.5"}, "degree must be a number, got '1.5'"),
         ({"degree": 0}, "degree must be between 0 and n - 1 = 11, got 0"),
         ({"targets": "all"}, 'targets must be "last" or "every", got \'all\''),
     ],

@@ -58,6 +58,15 @@ def test_verify_is_the_same_for_every_kind_of_array(task, kind):
     assert np.asarray(task.verify(x[0], y[0, 0])).shape == ()
 
 
+@pytest.mark.parametrize("task", ALL, ids=named)
+def test_an_answer_of_another_length_is_refused_and_not_compared_with_every_token(task):
+    x, y = (rows[0] for rows in task.examples("train"))
+    for wrong in (y[:1], torch.from_numpy(y[:1]), y[:-1], np.append(y, 0), y[0]):
+        for measure in (task.verify, task.violations, getattr(task, "conflicts", task.verify)):
+            with pytest.raises(ValueError, match=f"^an answer must have {task.length} tokens, got shape"):
+                measure(x, wrong)
+
+
 @pytest.mark.parametrize("task", SINGLE, ids=named)
 def test_a_problem_has_exactly_one_solution_without_padding(task):
     x, y = task.examples("test")
@@ -90,6 +99,21 @@ def test_a_task_is_built_again_from_its_name_and_its_split(task):
     assert (again.input_size, again.output_size) == (task.input_size, task.output_size)
 
 
+@pytest.mark.parametrize("number", [1 / 3, 1e-5, 1.23456789e-7, 0.1 + 0.2, np.float32(0.7)])
+def test_a_name_has_every_digit_of_a_number(number):
+    for task in (tasks.Colouring(8, number), tasks.Reachability(8, degree=number)):
+        assert tasks.from_name(task.name).about == task.about
+
+
+def test_the_names_of_round_numbers_are_short():
+    assert tasks.Colouring(8, 0.5).name == "colouring8-p0.5"
+    assert [tasks.Reachability(8, degree=d).name for d in (2, 2.0, 2.5)] == [
+        "reachability8-to5-degree2",
+        "reachability8-to5-degree2",
+        "reachability8-to5-degree2.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -109,6 +133,8 @@ def test_a_short_name_means_the_defaults(name, expected):
     [
         ("pointers", None, "no task is called 'pointers'"),
         ("colouring8-p", None, "no task is called 'colouring8-p'"),
+        ("reachability12-degree.", None, "no task is called 'reachability12-degree.'"),
+        ("reachability12-degree1.2.3", None, "no task is called 'reachability12-degree1.2.3'"),
         ("permutations0", None, "length must be at least 1, got 0"),
         ("permutations16", "orbit", "problems of permutations16 are held out by \"input\", got split 'orbit'"),
         ("colouring8", "row", 'split must be "orbit" or "input", got \'row\''),
@@ -154,7 +180,7 @@ def test_a_family_of_few_problems_has_what_there_is_and_holds_some_out(name):
     task = tasks.from_name(name)
     train, test = (x for x, _ in (task.examples("train"), task.examples("test")))
     everything = np.unique(np.concatenate([train, test]), axis=0)
-    assert len(everything) == len(train) + len(test) >= 0.9 * {"p": 1_024, "r": 256}[name[0]]
+    assert len(everything) == len(train) + len(test) == {"p": 1_024, "r": 256}[name[0]]
     assert 0.1 < len(test) / len(everything) < 0.2
     assert eval(repr(task), {type(task).__name__: type(task)}).name == name
     with pytest.raises(ValueError, match="turned up, got 3000 together"):

@@ -262,6 +262,7 @@ def test_what_is_drawn_can_be_read(box):
         ("1" + 14 * "." + "5", "the cell in row 3, column 3 must be 1 to 4, or . for a blank, got '5'"),
         ("..x" + 13 * ".", "the cell in row 0, column 2 must be 1 to 4, or . for a blank, got 'x'"),
         ("..²" + 13 * ".", "the cell in row 0, column 2 must be"),
+        ("1 99999999999999999999" + 14 * " .", "the cell in row 0, column 1 must be 1 to 4, or . for a blank"),
         ("1..1" + 12 * ".", "the digit 1 is twice in row 0: in row 0, column 0 and in row 0, column 3"),
         ("..2." + 8 * "." + "..2.", "the digit 2 is twice in column 2: in row 0, column 2 and in row 3, column 2"),
         (8 * "." + "..3....3", "the digit 3 is twice in box 3: in row 2, column 2 and in row 3, column 3"),
@@ -375,6 +376,11 @@ ELSE = image(ANSWER, 1)
         ([f"a,{PUZZLE},{ELSE},1"], "the answer in line 2 of extreme.csv changes a given digit"),
         ([f"a,{PUZZLE},{PUZZLE},1"], "the answer in line 2 of extreme.csv leaves a cell blank"),
         ([f"a,{PUZZLE},{ANSWER},hard"], "line 2 of extreme.csv must have a number as its rating, got 'hard'"),
+        ([f"a,{'1' + 20 * '0' + 80 * ' 1'},,1"], "line 2 of extreme.csv: the cell in row 0, column 0 must be"),
+        (
+            [f"a,{PUZZLE},{ANSWER},1", '"a', 140_000 * "."],
+            "line 3 of extreme.csv cannot be read as CSV: field larger",
+        ),
         ([f"a,{PUZZLE},{ANSWER}"], "line 2 of extreme.csv must have 4 fields, got 3"),
         ([f"a,{'5' + PUZZLE[1:2] + '5' + PUZZLE[3:]},,1"], "line 2 of extreme.csv: the digit 5 is twice in row 0"),
         ([f"a,{PUZZLE},{ANSWER},1", f"a,{'.' * 81},{ANSWER},1"], "line 3 of extreme.csv: .* several solutions"),
@@ -387,6 +393,23 @@ def test_a_wrong_line_is_named(tmp_path, rows, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         tasks.Sudoku(3, extreme(tmp_path, rows)).examples("train")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# from here, there and everywhere\n{PUZZLE}\n{image(PUZZLE, 1)}\n",
+        f"{','.join(PUZZLE)}\n{','.join(image(PUZZLE, 1))}\n",
+        f"\n# source, of all\nquestion,level\n{PUZZLE},1\n{image(PUZZLE, 1)},1\n",
+        f"Question\n{PUZZLE}\n{image(PUZZLE, 1)}\n",
+    ],
+    ids=["comment", "commas", "empty line", "one column"],
+)
+def test_the_first_line_that_says_something_tells_text_from_csv(tmp_path, text):
+    (tmp_path / "boards").write_text(text)
+    boards = sudoku_data.read_boards(tmp_path / "boards", (3, 3))
+    assert ["".join(map(str, x)) for x in boards.x] == [PUZZLE, image(PUZZLE, 1)]
+    assert text.splitlines()[boards.line[0] - 1].replace(",", "").startswith(PUZZLE)
 
 
 def test_a_csv_without_questions_says_what_it_has(tmp_path):
