@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probgram.tasks.board import Board, Cells, Marks, crowded
-from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, group_answers
+from probgram.tasks.task import Array, KnownAnswers, Split, UnknownAnswers, check_length, group_answers
 
 Encoding = Literal["rows", "board"]
 SplitRule = Literal["orbit", "input"]
@@ -107,11 +107,16 @@ class Queens:
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y completes x: n queens, none attacked, all given queens kept; bool `[...]`."""
+        """Whether y completes x: n queens, none attacked, all given queens kept; bool `[...]`.
+
+        Raises:
+            ValueError: y does not have L tokens.
+        """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Attacked pairs, plus given queens that are gone, plus rows without exactly one queen; int `[...]`."""
+        check_length(y, self.length)
         if self.encoding == "board":
             return self._board_violations(x, y)
         y = y.long() if hasattr(y, "long") else y.astype(np.int32)  # columns and distances may add up to 2n

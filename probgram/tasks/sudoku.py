@@ -22,7 +22,7 @@ from probgram.tasks.board import Board, Cells, Marks, crowded
 from probgram.tasks.sudoku_data import SYMBOLS, Boards, read_boards
 from probgram.tasks.sudoku_solver import solve
 from probgram.tasks.sudoku_symmetry import orbit_keys, random_symmetries
-from probgram.tasks.task import Array, Split, UnknownAnswers
+from probgram.tasks.task import Array, Split, UnknownAnswers, check_length
 
 SplitRule = Literal["orbit", "input"]
 Paths = str | Path | Sequence[str | Path]
@@ -193,11 +193,16 @@ class Sudoku:
     # -- truth ------------------------------------------------------------------------------------------------
 
     def verify(self, x: Array, y: Array) -> Array:
-        """Whether y fills x: every digit in every row, column and box, all given digits kept; bool `[...]`."""
+        """Whether y fills x: every digit in every row, column and box, all given digits kept; bool `[...]`.
+
+        Raises:
+            ValueError: y does not have L tokens.
+        """
         return self.violations(x, y) == 0
 
     def violations(self, x: Array, y: Array) -> Array:
         """Digits that a row, column or box lacks, plus given digits that are changed; integers `[...]`."""
+        check_length(y, self.length)
         height, width = self.box
         total = ((x != 0) & (x != y)).sum(-1) + 3 * self.length
         for digit in range(1, self.n + 1):

@@ -173,6 +173,13 @@ def test_completions_too_many_to_be_listed_are_refused_in_time(monkeypatch):
         tasks.from_name("queens11-blank")
 
 
+@pytest.mark.parametrize("task", [tasks.Queens(6), tasks.Queens(6, "board"), tasks.Sudoku(2)], ids=str)
+def test_answers_of_another_length_are_refused(task):
+    for y in (np.zeros(1, int), np.zeros((3, task.length + 1), int)):
+        with pytest.raises(ValueError, match=f"an answer must have {task.length} tokens, got shape"):
+            task.verify(np.zeros(task.length, int), y)
+
+
 def test_verify_broadcasts_over_particles():
     task = tasks.Queens(6)
     x, y = random_pairs(task, 40)
