@@ -84,7 +84,7 @@ def goals() -> str:
     """What was hoped for beside what was measured."""
     lines = [
         "## Goals\n\nOf one training each. *Uniform*: what a perfect sampler's draws, as many, would have. *Wider "
-        "noise*: at a factor chosen on training problems.\n",
+        "noise*: as chosen on training problems.\n",
         "| weights | figure | goal | measured | uniform | |",
         "|---|---|---|---|---|---|",
     ]
