@@ -102,7 +102,7 @@ def goals() -> str:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             row = found["test"][found["chosen"]]
-            measured[f"{name}, [wider noise](#wider-noise)"] = row[figure]
+            measured[f"{name}, [wider noise](#wider-noise)"] = row[figure.removeprefix("selected_")]
         for weights, values in measured.items():
             mean = float(np.mean(values))
             over = round(mean, 4) - round(least, 4)
@@ -262,10 +262,11 @@ def noise_widened(paths: Sequence[Path]) -> str:
     about = next(iter(found.values()))["about"]
     lines = [
         f"## Wider noise\n\n`python -m benchmarks.widening {' '.join(found)}`: `widened(chain, factor)`, sigma(u) "
-        "times a factor, or, *at first*, `widened(chain, factor, steps)` in a quarter of the steps; of shipped "
-        f"weights, width {about['width']}, depth of their recipe; training problems with seed 0, held-out ones "
-        "with seeds 0 to 2 (mean ± sd). A setting is chosen (bold) on training problems alone: highest coverage "
-        "among those whose draws are right as often as at factor 1 but for 0.005.\n",
+        "times a factor, or, *at first*, `widened(chain, factor, steps)` in a quarter of the steps; shipped "
+        f"weights, or the file that the training has made; width {about['width']}, depth of their recipe; training "
+        "problems with seed 0, held-out ones with seeds 0 to 2 (mean ± sd), in another order than in evaluations, "
+        "so that draws are others. A setting is chosen (bold) on training problems alone: highest coverage among "
+        "those whose draws are right as often as at factor 1 but for 0.005.\n",
         "| weights | depth | problems | factor | " + " | ".join(WIDENED) + " |",
         "|---|---|---|---|" + "---|" * len(WIDENED),
     ]

@@ -63,9 +63,10 @@ def chosen(by_setting: dict[str, dict[str, float]]) -> str:
     )
 
 
-def measured(name: str, settings: dict[str, tuple[float, float]]) -> dict[str, Any]:
+def measured(weights: str, settings: dict[str, tuple[float, float]]) -> dict[str, Any]:
     """Settings on training problems and on held-out ones, with those that were measured before."""
-    chain, depth = GRAM.from_pretrained(name), RECIPES[name].depth
+    name = Path(weights).stem
+    chain, depth = GRAM.from_pretrained(weights), RECIPES[name].depth
     task = tasks.from_name(chain.about["task"], chain.about["split"])
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -93,13 +94,13 @@ def measured(name: str, settings: dict[str, tuple[float, float]]) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["queens8", "colouring8"])
+    parser.add_argument("names", nargs="*", default=["queens8", "colouring8"], help="shipped names, or files")
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    for name in asked.names:
-        text = json.dumps(measured(name, {s: SETTINGS[s] for s in ("1", *asked.settings)}), indent=1) + "\n"
-        checkpoint.write_bytes(RESULTS / f"{name}.json", text.encode())
+    for weights in asked.names:
+        text = json.dumps(measured(weights, {s: SETTINGS[s] for s in ("1", *asked.settings)}), indent=1) + "\n"
+        checkpoint.write_bytes(RESULTS / f"{Path(weights).stem}.json", text.encode())
 
 
 if __name__ == "__main__":
