@@ -129,10 +129,10 @@ class Pairs:
             ValueError: x or y does not have L tokens, or x is not integers.
             UnknownAnswers: no rule was given and a problem is not among the data.
         """
+        if self._rule is None:
+            return self.violations(x, y) == 0
         check_length(y, self.length)
-        if self._rule is not None:
-            return self._rule(x, y)
-        return self.violations(x, y) == 0
+        return self._rule(x, y)
 
     def violations(self, x: Array, y: Array) -> Array:
         """With a rule 1 where it is broken, else the tokens in which y differs from the nearest listed answer."""

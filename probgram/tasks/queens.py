@@ -119,8 +119,11 @@ class Queens:
         check_length(y, self.length)
         if self.encoding == "board":
             return self._board_violations(x, y)
-        y = y.long() if hasattr(y, "long") else y.astype(np.int32)  # columns and distances may add up to 2n
-        total = ((x != self.n) & (x != y)).sum(-1) + ((y < 0) | (y >= self.n)).sum(-1)
+        if hasattr(y, "long"):  # columns and distances may add up to 2n, beyond uint8
+            y = y if y.is_floating_point() else y.long()
+        elif y.dtype.kind != "f":
+            y = y.astype(np.int32)
+        total = ((x != self.n) & (x != y)).sum(-1) + ((y < 0) | (y >= self.n) | (y % 1 != 0)).sum(-1)
         for d in range(1, self.n):
             upper, lower = y[..., d:], y[..., :-d]
             total = total + ((upper == lower) | (upper == lower + d) | (upper + d == lower)).sum(-1)

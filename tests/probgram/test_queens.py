@@ -164,6 +164,13 @@ def test_small_unsigned_tokens_of_large_boards_do_not_wrap_around(to):
     assert task.violations(to(np.full(n, n)), to(y.astype(np.uint8))) == task.violations(np.full(n, n), y) == 0
 
 
+@pytest.mark.parametrize("to", [np.asarray, torch.as_tensor])
+def test_numbers_between_columns_are_no_columns(to):
+    y = np.array([0, 4, 7, 5, 2, 6, 1, 3])
+    right = tasks.Queens(8).verify(to(np.full(8, 8)), to(np.stack([y, y + np.eye(8)[3] / 2])))
+    assert right.tolist() == [True, False]
+
+
 def test_completions_too_many_to_be_listed_are_refused_in_time(monkeypatch):
     monkeypatch.setattr("probgram.tasks.queens.NODES", 1_000)
     with pytest.raises(tasks.UnknownAnswers, match="completions of a board of 11 queens are too many"):
